@@ -1,0 +1,29 @@
+"""The `envfabric` command: consumers' commands need nothing installed, the others the daemon's packages."""
+
+import sys
+
+from envfabric.client import commands
+
+
+def main() -> None:
+    """Runs the command line and exits: 0 done, 1 something failed, 2 wrong usage or configuration."""
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in commands.SUMMARIES:
+        sys.exit(commands.main(arguments))
+    try:
+        from envfabric.cli.app import run
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.split(".")[0] == "envfabric":
+            raise
+        known = ", ".join(commands.SUMMARIES)
+        print(  # noqa: T201
+            f"envfabric: {error.name} is not installed. {known} work without it; for every other command "
+            "install environment-fabric[daemon].",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    run(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Which interpreter a request means: chosen once, exact version and path, recorded under ROOT.
+
+A request such as '3.11' could follow every upgrade, and PATH decides differently for each user. So
+the first choice is written to state/pythons/ and holds until that interpreter is gone.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import stat
+import subprocess
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+from envfabric.build.uv import Uv, failure
+from envfabric.core.errors import Reason, SpecError
+from envfabric.specs.spec import PythonRequest
+from envfabric.store.files import Files
+from envfabric.store.root import Root
+
+# Run in a base interpreter, without site: nothing of a package is executed.
+_FACTS = """
+import json, os, sys, sysconfig
+print(json.dumps({
+    "path": os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable),
+    "version": ".".join(map(str, sys.version_info[:3])) + ("" if sys.version_info[3] == "final" else "rc0"),
+    "implementation": sys.implementation.name,
+    "abi": sysconfig.get_config_var("SOABI") or "",
+    "platform": sysconfig.get_platform(),
+}))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Interpreter:
+    """One exact interpreter on this machine."""
+
+    path: str
+    version: str
+    implementation: str
+    abi: str
+    platform: str
+    libc: str
+
+    @property
+    def shared(self) -> bool:
+        """Whether other users, and so workers, can reach it: every parent folder is searchable."""
+        return all(
+            os.stat(folder).st_mode & stat.S_IXOTH
+            for folder in (self.path, *map(str, Path(self.path).parents))
+        )
+
+
+class Interpreters:
+    """The interpreters of one fabric. Safe for threads."""
+
+    def __init__(self, root: Root, files: Files, uv: Uv, default: str, allowed: tuple[str, ...] = ()) -> None:
+        """`default` is the version that specs without a wish get; `allowed` are interpreters, or folders of
+        them: where any is given, only these and ROOT/pythons are used."""
+        self._root = root
+        self._files = files
+        self._uv = uv
+        self._default = default
+        self._allowed = allowed
+        self._lock = threading.Lock()
+        self._chosen: dict[str, Interpreter] = {}
+        self._all: list[Interpreter] | None = None
+
+    def choose(self, request: PythonRequest) -> Interpreter:
+        """The interpreter for a request. Raises `SpecError` (unresolvable) where none fits."""
+        key = f"{request.text or self._default + '?'}|{request.requires}"
+        with self._lock:
+            if key not in self._chosen:
+                recorded = self._recorded(key)
+                if recorded is None:
+                    recorded = self._pick(request)
+                    self._files.make_folder(self._record(key).parent)
+                    content = {"request": key, **asdict(recorded)}
+                    self._files.write_atomic(self._record(key), json.dumps(content, indent=2).encode())
+                self._chosen[key] = recorded
+            return self._chosen[key]
+
+    def _record(self, key: str) -> Path:
+        return self._root.state / "pythons" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+    def _recorded(self, key: str) -> Interpreter | None:
+        try:
+            raw = json.loads(self._record(key).read_bytes())
+            recorded = Interpreter(**{name: raw[name] for name in Interpreter.__slots__})
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        # Upgraded in place or removed: what was recorded does not exist any more.
+        return recorded if inspect(recorded.path) == recorded else None
+
+    def _pick(self, request: PythonRequest) -> Interpreter:
+        requires = SpecifierSet(request.requires)
+        found = [one for one in self._available() if requires.contains(one.version, prereleases=True)]
+        if request.text is not None:
+            fitting = [one for one in found if _meets(one.version, request.text)]
+        else:
+            fitting = [one for one in found if _meets(one.version, self._default)] or found
+        if fitting:
+            return max(fitting, key=lambda one: (one.shared, Version(one.version), one.path))
+        wish = f"python {request.text}" if request.text else f"requires-python {request.requires!r}"
+        both = f" and requires-python {request.requires!r}" if request.text and request.requires else ""
+        has = ", ".join(sorted({one.version for one in self._available()})) or "none"
+        raise SpecError(
+            Reason.UNRESOLVABLE,
+            f"no interpreter here meets {wish}{both} (from {request.origin}); there are: {has}. Change the "
+            "spec, or have that Python installed where the workers can reach it.",
+        )
+
+    def _available(self) -> list[Interpreter]:
+        if self._all is None:
+            listed = {path: inspect(path) for path in self._candidates()}
+            self._all = list({one.path: one for one in listed.values() if one is not None}.values())
+        return self._all
+
+    def _candidates(self) -> list[str]:
+        if self._allowed:
+            own = sorted(map(str, self._root.pythons.glob("*/bin/python3")))
+            return own + [path for one in self._allowed for path in _executables(Path(one))]
+        finished = self._uv.run(
+            ["python", "list", "--only-installed", "--output-format", "json", "--no-config"],
+            cwd=self._root.path,
+            fleet=False,
+        )
+        if finished.code != 0:
+            raise failure("listing interpreters", finished, Reason.INTERNAL)
+        return list(dict.fromkeys(os.path.realpath(one["path"]) for one in json.loads(finished.stdout)))
+
+
+def inspect(path: str) -> Interpreter | None:
+    """What the interpreter at `path` says of itself, or None where it can't be run."""
+    try:
+        out = subprocess.run(
+            [path, "-I", "-S", "-c", _FACTS],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"},
+        ).stdout
+        facts = json.loads(out)
+        Version(facts["version"])
+    except (OSError, subprocess.SubprocessError, ValueError, InvalidVersion):
+        return None
+    return Interpreter(**facts, libc="-".join(platform.libc_ver(facts["path"])) or "unknown")
+
+
+def _executables(path: Path) -> list[str]:
+    if path.is_file():
+        return [str(path)]
+    return sorted(
+        str(one)
+        for pattern in ("python3*", "bin/python3*", "*/bin/python3*")
+        for one in path.glob(pattern)
+        if one.name.removeprefix("python").replace(".", "").isdecimal()
+    )
+
+
+def _meets(version: str, text: str) -> bool:
+    if text[0].isdecimal():
+        exact = text.count(".") == 2
+        return version == text if exact else version.startswith(f"{text}.")
+    return SpecifierSet(text).contains(version, prereleases=True)

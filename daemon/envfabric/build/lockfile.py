@@ -1,0 +1,101 @@
+"""uv.lock as data and as text: the project's own entry, which sources it names, one lock for many names.
+
+uv's lock of two projects that ask for the same differs only in the project's own entry. Changing that
+entry in the text, and nothing else, gives each its own lock without a second resolution.
+"""
+
+import re
+import tomllib
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from packaging.utils import canonicalize_name
+
+from envfabric.core.errors import Reason, SpecError
+
+_SPLIT = "\n[[package]]\n"
+_OWN_SOURCE = re.compile(r'^source = \{ (?:virtual|editable) = "\." \}$', re.MULTILINE)
+_NAME_LINE = re.compile(r'\Aname = "([^"]+)"\nversion = "([^"]+)"\n')
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """A parsed uv.lock."""
+
+    text: str
+    packages: tuple[dict[str, Any], ...]
+    """Every [[package]] but the project's own."""
+
+    def versions(self, name: str, version: str) -> list[dict[str, Any]]:
+        """The entries of one distribution: several where the lock forks over sources."""
+        return [one for one in self.packages if one["name"] == name and one.get("version") == version]
+
+    def names(self) -> set[str]:
+        """The normalised names of everything locked."""
+        return {canonicalize_name(one["name"]) for one in self.packages}
+
+
+def read_lock(raw: bytes, where: str) -> Lock:
+    """Parses a lock and refuses sources that reach outside an index. Raises `SpecError`."""
+    try:
+        text = raw.decode("utf-8")
+        document = tomllib.loads(text)
+        packages = document["package"]
+        own = [one for one in packages if _is_own(one["source"])]
+        others = tuple(one for one in packages if not _is_own(one["source"]))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError, KeyError, TypeError) as error:
+        raise SpecError(
+            Reason.LOCK_STALE, f"{where} can't be read as a uv.lock: {error}. Run `uv lock` and commit it."
+        ) from None
+    if len(own) != 1:
+        raise SpecError(
+            Reason.LOCK_STALE,
+            f"{where} has {len(own)} projects of its own, not 1. Run `uv lock` and commit it.",
+        )
+    for package in others:
+        _check_source(package, where)
+    return Lock(text, others)
+
+
+def with_project(text: str, name: str, version: str) -> str:
+    """The lock for a project of another name and version that asks for the same.
+
+    Packages stand in the order of their names, and so must the project's own entry.
+    """
+    head, *blocks = text.split(_SPLIT)
+    blocks = [block if block.endswith("\n") else f"{block}\n" for block in blocks]
+    own = next(number for number, block in enumerate(blocks) if _OWN_SOURCE.search(block))
+    block = _NAME_LINE.sub(f'name = "{name}"\nversion = "{version}"\n', blocks.pop(own))
+    # A tail after the last package would be cut off from it by moving; uv writes none.
+    place = next((i for i, other in enumerate(blocks) if _name_of(other) > name), len(blocks))
+    blocks.insert(place, block)
+    return _SPLIT.join([head.rstrip("\n") + "\n", *blocks]).rstrip("\n") + "\n"
+
+
+def _name_of(block: str) -> str:
+    match = _NAME_LINE.match(block) or re.match(r'\Aname = "([^"]+)"', block)
+    return match[1] if match else ""
+
+
+def _is_own(source: dict[str, str]) -> bool:
+    return source.get("virtual") == "." or source.get("editable") == "."
+
+
+def _check_source(package: dict[str, Any], where: str) -> None:
+    source = package["source"]
+    kind = next(iter(source), "none")
+    registry = source.get("registry")
+    if not isinstance(registry, str) or urlsplit(registry).scheme not in {"http", "https"}:
+        raise SpecError(
+            Reason.POLICY,
+            f"{where}: {package['name']} comes from a {kind!r} source; only releases from an index are "
+            "allowed. Publish it to one, require a version, and lock again.",
+        )
+    for file in [*package.get("wheels", []), *([package["sdist"]] if "sdist" in package else [])]:
+        if "path" in file or urlsplit(str(file.get("url", ""))).scheme not in {"http", "https"}:
+            raise SpecError(
+                Reason.POLICY,
+                f"{where}: a file of {package['name']} is at {file.get('path') or file.get('url')!r}, which is no "
+                "http(s) URL. Run `uv lock` and commit it.",
+            )

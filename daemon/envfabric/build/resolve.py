@@ -1,0 +1,200 @@
+"""From a spec to its closure: the committed lock checked, or a lock made by uv and shared.
+
+Specs that ask for the same are resolved once. What was found is kept under state/resolutions/ by
+the digest of all that decided it, with the lock in a form that any project name can take.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from packaging.utils import canonicalize_name
+
+from envfabric.build.closure import Closure, Distribution, make_closure
+from envfabric.build.interpreters import Interpreter
+from envfabric.build.lockfile import Lock, read_lock, with_project
+from envfabric.build.uv import Uv, failure
+from envfabric.core.errors import Reason, SpecError
+from envfabric.specs.spec import Spec, parse_toml
+from envfabric.store.closures import Staging
+from envfabric.store.files import Files
+from envfabric.store.root import Root
+
+_PLACEHOLDER = "envfabric-project"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """A spec's lock and the closure that it means here."""
+
+    closure: Closure
+    lock: bytes
+    origin: str
+    """'committed' or 'resolved'."""
+
+
+class Resolver:
+    """Resolves specs on one ROOT. Safe for threads; each call works in a staging folder of its own."""
+
+    def __init__(
+        self,
+        root: Root,
+        files: Files,
+        uv: Uv,
+        staging: Callable[[], AbstractContextManager[Staging]],
+        max_age: float = 86400.0,
+    ) -> None:
+        """`max_age` is how long, in seconds, an outcome is shared with specs that ask for the same."""
+        self._root = root
+        self._files = files
+        self._uv = uv
+        self._staging = staging
+        self._max_age = max_age
+
+    def key(self, spec: Spec, python: Interpreter, base: bytes | None) -> str:
+        """The digest of all that decides a resolution's outcome; equal keys are resolved once."""
+        own = _project(spec)
+        parts = {
+            "ask": spec.ask,
+            "python": asdict(python),
+            "index": self._uv.index if spec.lock is None else None,
+            "lock": _neutral(spec.lock),
+            "base": _neutral(base) if spec.lock is None else None,
+            # A project that is named like something it requires means another thing to uv.
+            "name": own if own[0] in spec.requirements else None,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def known(self, spec: Spec, key: str) -> Resolution | None:
+        """The outcome kept for `key`, with the lock that `spec` gets of it; None where there is none."""
+        try:
+            kept = json.loads(self._record(key).read_bytes())
+            closure = Closure(
+                Interpreter(**kept["interpreter"]),
+                tuple(Distribution(**one) for one in kept["distributions"]),
+            )
+            text, at = str(kept["lock"]), float(kept["at"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if spec.lock is not None:
+            return Resolution(closure, spec.lock, "committed")
+        name, version = _project(spec)
+        locked = {canonicalize_name(one) for one in kept["names"]}
+        if time.time() - at > self._max_age or name in locked:
+            return None
+        return Resolution(closure, with_project(text, name, version).encode(), "resolved")
+
+    def resolve(self, spec: Spec, python: Interpreter, base: bytes | None) -> Resolution:
+        """Asks uv for the closure of a spec. `base` is the lock whose versions are kept where they fit.
+
+        Raises `SpecError`.
+        """
+        with self._staging() as staging:
+            self._lay_out(staging.project, spec)
+            if spec.lock is not None:
+                lock = self._check(spec, staging, python)
+            else:
+                lock = self._lock(spec, staging, python, base)
+            closure = make_closure(self._applying(spec, staging, python), lock, python)
+        resolution = Resolution(
+            closure, lock.text.encode(), "committed" if spec.lock is not None else "resolved"
+        )
+        self._keep(self.key(spec, python, base), resolution, lock)
+        return resolution
+
+    def _lay_out(self, project: Path, spec: Spec) -> None:
+        self._files.write_new(project / "pyproject.toml", spec.pyproject)
+        if spec.lock is not None:
+            self._files.write_new(project / "uv.lock", spec.lock)
+
+    def _check(self, spec: Spec, staging: Staging, python: Interpreter) -> Lock:
+        where = f"{spec.id}/uv.lock"
+        lock = read_lock(spec.lock or b"", where)
+        finished = self._uv.run(
+            ["lock", "--check", "--python", python.path], cwd=staging.project, hold=staging.descriptor
+        )
+        if finished.code == 0:
+            return lock
+        error = failure(f"checking {where}", finished, Reason.LOCK_STALE)
+        if error.reason.passing:
+            raise error
+        raise SpecError(
+            Reason.LOCK_STALE,
+            f"{where} does not fit {spec.id}/pyproject.toml any more. Run `uv lock` in {spec.id} and commit "
+            "uv.lock, or remove it and let the daemon lock.",
+            finished.stderr,
+        )
+
+    def _lock(self, spec: Spec, staging: Staging, python: Interpreter, base: bytes | None) -> Lock:
+        path = staging.project / "uv.lock"
+        arguments = ["lock", "--python", python.path]
+        # A base may be of a newer uv's schema, or in the way of the new requirements: then begin anew.
+        for start in [base, None] if base is not None else [None]:
+            if start is not None:
+                self._files.write_new(path, start)
+            finished = self._uv.run(arguments, cwd=staging.project, hold=staging.descriptor, fleet=True)
+            if finished.code == 0:
+                return read_lock(path.read_bytes(), f"the lock of {spec.id}")
+            error = failure(f"resolving {spec.id}", finished, Reason.UNRESOLVABLE)
+            if error.reason.passing:
+                break
+            self._files.unlink(path)
+        raise error
+
+    def _applying(self, spec: Spec, staging: Staging, python: Interpreter) -> list[tuple[str, str]]:
+        finished = self._uv.run(
+            [
+                *sync_arguments(spec.table.extras, spec.table.groups, python),
+                "--dry-run",
+                "--output-format",
+                "json",
+            ],
+            cwd=staging.project,
+            hold=staging.descriptor,
+            extra={"UV_PROJECT_ENVIRONMENT": str(staging.folder / "nothing")},
+        )
+        if finished.code != 0:
+            raise failure(f"planning {spec.id}", finished, Reason.UNRESOLVABLE)
+        changes = json.loads(finished.stdout)["sync"]["changes"]
+        return [(one["name"], one["version"]) for one in changes if one["action"] == "installed"]
+
+    def _record(self, key: str) -> Path:
+        return self._root.state / "resolutions" / f"{key}.json"
+
+    def _keep(self, key: str, resolution: Resolution, lock: Lock) -> None:
+        content = {
+            "at": time.time(),
+            "interpreter": asdict(resolution.closure.interpreter),
+            "distributions": [asdict(one) for one in resolution.closure.distributions],
+            "names": sorted(lock.names()),
+            "lock": "" if resolution.origin == "committed" else lock.text,
+        }
+        self._files.make_folder(self._record(key).parent)
+        self._files.write_atomic(self._record(key), json.dumps(content).encode())
+
+
+def sync_arguments(extras: list[str], groups: list[str], python: Interpreter) -> list[str]:
+    """uv's arguments for what a spec installs: no group unasked, never the project itself."""
+    chosen = [f"--extra={name}" for name in extras] + [f"--group={name}" for name in groups]
+    fixed = ["sync", "--frozen", "--no-default-groups", "--no-install-project"]
+    return [*fixed, *chosen, "--python", python.path]
+
+
+def _project(spec: Spec) -> tuple[str, str]:
+    project = parse_toml(spec.pyproject, f"{spec.id}/pyproject.toml")["project"]
+    return spec.name, str(project["version"])
+
+
+def _neutral(lock: bytes | None) -> str | None:
+    """A digest of a lock that does not depend on the project's own name and version."""
+    if lock is None:
+        return None
+    try:
+        text = with_project(lock.decode("utf-8"), _PLACEHOLDER, "0")
+    except (UnicodeDecodeError, StopIteration):
+        text = repr(lock)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,240 @@
+"""Running uv: its environment, its time limit, its process group, and what its errors mean.
+
+uv's environment is built from nothing, so that no setting of the daemon's shell decides what gets
+installed; certificates, proxies, the operator's uv configuration and index credentials pass.
+"""
+
+import contextlib
+import fnmatch
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import uv
+
+from envfabric.core.errors import Reason, SpecError, redact
+from envfabric.store.root import Root
+
+_PASSED = (
+    "HOME",
+    "PATH",
+    "TMPDIR",
+    "XDG_CONFIG_HOME",
+    "XDG_CONFIG_DIRS",
+    "NETRC",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "no_proxy",
+    "UV_DEFAULT_INDEX",
+    "UV_INDEX",
+    "UV_INDEX_*",
+    "UV_KEYRING_PROVIDER",
+    "UV_HTTP_TIMEOUT",
+    "UV_CONFIG_FILE",
+    "UV_PYTHON_INSTALL_MIRROR",
+)
+_FLEET_ONLY = ("UV_DEFAULT_INDEX", "UV_INDEX")
+"""Where the daemon resolves; a committed lock is checked without them, under the spec's own settings."""
+
+_TAIL = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A uv process that ended: its exit code, output, and how many seconds it took."""
+
+    code: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+class Stopped(Exception):
+    """The daemon is stopping; the build was ended and nothing is said of the spec."""
+
+
+class Uv:
+    """uv as this fabric runs it. Safe for threads."""
+
+    def __init__(self, root: Root, timeout: float = 1800.0, index: str | None = None) -> None:
+        """`timeout` is the limit of one uv process in seconds; `index` the fleet's default index."""
+        self.binary = uv.find_uv_bin()
+        self.index = index
+        self._root = root
+        self._timeout = timeout
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+        self._stopping = False
+
+    def version(self) -> str:
+        """The version that uv gives of itself."""
+        out = subprocess.run([self.binary, "--version"], capture_output=True, text=True, check=True)
+        return out.stdout.split()[1]
+
+    def environment(self, *, fleet: bool) -> dict[str, str]:
+        """The environment of a uv process; `fleet` adds the settings for resolving."""
+        passed = {
+            name: value
+            for name, value in os.environ.items()
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in _PASSED)
+        }
+        if fleet and self.index:
+            passed["UV_DEFAULT_INDEX"] = self.index
+        if not fleet:
+            for name in _FLEET_ONLY:
+                passed.pop(name, None)
+        return passed | {
+            "LC_ALL": "C.UTF-8",
+            "NO_COLOR": "1",
+            "UV_CACHE_DIR": str(self._root.uv_cache),
+            "UV_LINK_MODE": "hardlink",
+            "UV_NO_BUILD": "1",
+            "UV_NO_ENV_FILE": "1",
+            "UV_NO_PROGRESS": "1",
+            "UV_PYTHON_DOWNLOADS": "never",
+            "UV_PYTHON_INSTALL_DIR": str(self._root.pythons),
+            "UV_SYSTEM_CERTS": "1",
+        }
+
+    def run(
+        self,
+        arguments: Sequence[str],
+        *,
+        cwd: Path,
+        hold: int | None = None,
+        fleet: bool = False,
+        extra: Mapping[str, str] | None = None,
+    ) -> Finished:
+        """Runs uv to its end, whatever its exit code.
+
+        `hold` is a descriptor that the process inherits, so that recovery sees that it still runs. Raises
+        `SpecError` (timeout) after the time limit, with the whole process group ended, and `Stopped`.
+        """
+        return self.run_command(
+            [self.binary, *arguments],
+            cwd=cwd,
+            hold=hold,
+            env=self.environment(fleet=fleet) | dict(extra or {}),
+        )
+
+    def run_command(
+        self, command: Sequence[str], *, cwd: Path, hold: int | None, env: Mapping[str, str]
+    ) -> Finished:
+        """Runs any command of a build under the same limits."""
+        began = time.monotonic()
+        with self._lock:
+            if self._stopping:
+                raise Stopped
+            process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+                pass_fds=() if hold is None else (hold,),
+                umask=0o022,
+            )
+            self._running.add(process)
+        try:
+            out, err = process.communicate(timeout=self._timeout)
+        except subprocess.TimeoutExpired:
+            _end(process)
+            out, err = process.communicate()
+            raise SpecError(
+                Reason.TIMEOUT,
+                f"{Path(command[0]).name} {command[1]} ran longer than {self._timeout:g} s and was ended. It is "
+                "tried again by itself; raise build_timeout if it needs more.",
+                err,
+            ) from None
+        finally:
+            with self._lock:
+                self._running.discard(process)
+        if self._stopping:
+            raise Stopped
+        return Finished(process.returncode, out, redact(err), time.monotonic() - began)
+
+    def stop(self) -> None:
+        """Ends what runs, and lets nothing start any more."""
+        with self._lock:
+            self._stopping = True
+            for process in self._running:
+                _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    # A build may have children of its own: the whole session's group goes.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+_MEANINGS = (
+    (Reason.NO_SPACE, ("No space left on device", "Disk quota exceeded")),
+    (
+        Reason.POLICY,
+        (
+            "because building from source is disabled",
+            "is marked as `--no-build` but has no binary distribution",
+            "Building source distributions",
+            "has no binary distribution",
+        ),
+    ),
+    (
+        Reason.FETCH,
+        (
+            "Failed to fetch",
+            "Failed to download",
+            "error sending request",
+            "Request failed after",
+            "status code 401",
+            "Could not connect",
+        ),
+    ),
+    (Reason.STORE, ("Read-only file system", "Stale file handle", "Input/output error")),
+    (
+        Reason.UNRESOLVABLE,
+        (
+            "No solution found",
+            "incompatible with the project's Python requirement",
+            "does not satisfy Python",
+            "doesn't have a wheel for the current platform",
+            "can't be installed",
+        ),
+    ),
+)
+
+
+def failure(doing: str, finished: Finished, otherwise: Reason) -> SpecError:
+    """What a failed uv process means for its spec: a reason, and uv's own words in short."""
+    text = finished.stderr
+    reason = next((reason for reason, marks in _MEANINGS if any(mark in text for mark in marks)), otherwise)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = [
+        line.removeprefix("error:").removeprefix("cause:").strip()
+        for line in lines
+        if not line.startswith(("warning:", "Using ", "hint:", "Resolved ", "Creating "))
+    ]
+    words = " ".join(told)[:600] or f"uv ended with exit code {finished.code}"
+    advice = {
+        Reason.POLICY: "Source distributions are not built here: require a version that has a wheel.",
+        Reason.FETCH: "It is tried again by itself.",
+        Reason.NO_SPACE: "Free space on the NAS; it is tried again by itself.",
+        Reason.STORE: "Check the NAS mount; it is tried again by itself.",
+        Reason.UNRESOLVABLE: "Change the requirements and commit.",
+    }.get(reason, "The log has all that uv said.")
+    return SpecError(reason, f"{doing}: {words.rstrip('.')}. {advice}", text[-_TAIL * 16 :])

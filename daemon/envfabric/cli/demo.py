@@ -1,0 +1,91 @@
+"""`envfabric demo`: the example specs in a repository of their own, a NAS folder, and the daemon."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import typer
+
+import envfabric
+from envfabric.cli import show
+from envfabric.cli.progress import Progress
+from envfabric.core.errors import ConfigError
+from envfabric.service.daemon import Daemon
+from envfabric.service.settings import load_settings
+from envfabric.store.files import Files
+from envfabric.store.root import check_path, init_root
+from envfabric.telemetry import logs
+
+_IDENTITY = {"user.name": "envfabric demo", "user.email": "demo@localhost"}
+
+
+def run_demo(folder: Path) -> None:
+    """Prepares `folder` where it is not yet, and runs the daemon until it is stopped. Raises `ConfigError`."""
+    check_path(folder)
+    specs, nas = folder / "specs", folder / "nas"
+    _make_repository(specs)
+    init_root(nas, Files())
+    settings = load_settings(
+        None, {"repo": specs, "root": nas, "listen": "127.0.0.1:0", "path": "", "branch": "main"}
+    )
+    logs.configure(settings.log_level)
+    daemon = Daemon(settings)
+    told = False
+
+    def on_round() -> None:
+        nonlocal told
+        progress.update()
+        reconciler = daemon.reconciler
+        index = reconciler.published if reconciler else None
+        if reconciler and reconciler.board.revision and index and index.complete and not told:
+            told = True
+            progress.close()
+            show.summary(index, daemon.root)
+            _tell_what_next(specs, nas)
+
+    with Progress(daemon) as progress:
+        daemon.run(
+            lambda url: typer.echo(f"specs: {specs}\nindex: {daemon.root.index}\npage:  {url}/"), on_round
+        )
+
+
+def example_specs() -> Path:
+    """The folder specs-example/, as installed or in a checkout. Raises `ConfigError`."""
+    package = Path(envfabric.__file__).parent
+    for place in (package / "specs-example", package.parents[1] / "specs-example"):
+        if place.is_dir():
+            return place
+    raise ConfigError(f"this installation has no specs-example folder beside {package}; install it anew")
+
+
+def _make_repository(path: Path) -> None:
+    if (path / ".git").is_dir():
+        return
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(example_specs(), path, ignore=shutil.ignore_patterns("__pycache__"))
+        _git(path, "init", "--quiet", "--initial-branch=main")
+        for key, value in _IDENTITY.items():
+            # A machine that has never seen a commit has no identity; one that has one keeps it.
+            if subprocess.run(["git", "config", key], cwd=path, capture_output=True, check=False).returncode:
+                _git(path, "config", key, value)
+        _git(path, "add", "--all")
+        _git(path, "commit", "--quiet", "--no-verify", "--no-gpg-sign", "--message=The example specs")
+    except OSError as error:
+        raise ConfigError(f"{path} can't be made: {error}") from error
+
+
+def _git(path: Path, *arguments: str) -> None:
+    done = subprocess.run(["git", *arguments], cwd=path, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ConfigError(f"git {arguments[0]} in {path}: {done.stderr.strip()}")
+
+
+def _tell_what_next(specs: Path, nas: Path) -> None:
+    typer.echo(
+        "\nThe daemon goes on watching; stop it with Ctrl-C. In another terminal:\n"
+        f"  cd {specs}\n"
+        "  edit etl/extract/pyproject.toml, git commit -am 'try it', and look at the index again\n"
+        f"  {nas}/envs/etl/extract/.venv/bin/python -c 'import sys; print(sys.prefix)'\n"
+    )

@@ -1,0 +1,87 @@
+"""Tables and JSON of what is published, for terminals and for pipes."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from envfabric.client.index import environment
+from envfabric.index.document import Index, to_json
+from envfabric.store.root import Root
+
+_COLOURS = {"ready": "green", "stale": "yellow", "failed": "red", "building": "blue", "pending": "blue"}
+
+
+def summary(index: Index, root: Root) -> None:
+    """What a one-shot run came to."""
+    status(json.loads(to_json(index, root)), None, as_json=False)
+    typer.echo(f"index: {root.index}")
+
+
+def status(index: Mapping[str, Any], spec_id: str | None, *, as_json: bool) -> None:
+    """The published index, or one id of it. Raises `UnknownEnvironment`."""
+    entry = environment(index, spec_id) if spec_id else None
+    if as_json:
+        typer.echo(json.dumps(index if entry is None else entry, indent=2))
+    elif entry is None:
+        _table(index)
+    else:
+        _details(index, str(spec_id), entry)
+
+
+def _console() -> Console:
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        # In a pipe every row is one whole line.
+        console = Console(highlight=False, soft_wrap=True, width=10_000)
+    return console
+
+
+def _table(index: Mapping[str, Any]) -> None:
+    console = _console()
+    table = Table("ID", "STATE", "GEN", "PYTHON", "RAY", "ERROR", box=None, pad_edge=False)
+    for spec_id, entry in index["environments"].items():
+        error = entry["error"]
+        colour = _COLOURS.get(entry["state"], "")
+        table.add_row(
+            spec_id,
+            f"[{colour}]{entry['state']}[/]",
+            str(entry["generation"] or "-"),
+            entry["python_version"] or "-",
+            entry["ray_version"] or "-",
+            escape(f"{error['reason']}: {error['message']}") if error else "",
+        )
+    console.print(table)
+    for problem in index["problems"]:
+        console.print(f"[red]problem[/] {escape(problem['path'])}: {escape(problem['message'])}")
+    whole = "complete" if index["complete"] else "under way"
+    console.print(f"revision {index['revision']}, sequence {index['sequence']}, {whole}")
+
+
+def _details(index: Mapping[str, Any], spec_id: str, entry: Mapping[str, Any]) -> None:
+    console = _console()
+    error = entry["error"] or {}
+    rows = {
+        "id": spec_id,
+        "state": entry["state"] + (" (suspended)" if entry["suspended"] else ""),
+        "python": index["python"].get(spec_id),
+        "generation": entry["generation"],
+        "python version": entry["python_version"],
+        "ray version": entry["ray_version"],
+        "built at": entry["built_at"],
+        "commit": entry["commit"],
+        "tree": entry["tree"],
+        "env_vars": " ".join(f"{key}={value}" for key, value in entry["runtime_env"]["env_vars"].items()),
+        "error": f"{error['reason']}: {error['message']}" if error else None,
+        "log": error.get("log"),
+        "retry at": error.get("retry_at"),
+    }
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in rows.items():
+        if value not in (None, ""):
+            table.add_row(name, escape(str(value)))
+    console.print(table)

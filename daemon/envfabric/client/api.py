@@ -1,0 +1,83 @@
+"""What a driver program calls: the interpreter of an environment, and a Ray runtime_env for it."""
+
+import os
+import time
+from typing import Any
+
+from envfabric.client.index import (
+    EnvironmentFailed,
+    NotReady,
+    UnknownEnvironment,
+    environment,
+    find_root,
+    read_index,
+)
+
+_POLL_FIRST, _POLL_MOST = 0.1, 2.0
+
+
+def python(spec_id: str, *, root: str | os.PathLike[str] | None = None, wait: float | None = None) -> str:
+    """The path of the interpreter that serves `spec_id`.
+
+    The path never changes its content; a later generation has another one. With `wait`, a missing id
+    or one that is being built is waited for, up to so many seconds. Raises `RootNotFound`,
+    `UnknownEnvironment`, `NotReady` and `EnvironmentFailed`, each with what to do.
+    """
+    return _served(spec_id, root, wait)[0]
+
+
+def runtime_env(
+    spec_id: str, *, root: str | os.PathLike[str] | None = None, wait: float | None = None
+) -> dict[str, Any]:
+    """A Ray runtime_env that runs tasks and actors in `spec_id`, with what its spec adds to it.
+
+    Raises what `python` raises, and `EnvironmentFailed` for an environment in which a Ray task would
+    hang without an exception: one without ray, or whose interpreter this machine does not have.
+    """
+    path, entry = _served(spec_id, root, wait)
+    if entry["ray_version"] is None:
+        raise EnvironmentFailed(
+            f'{spec_id} has no ray: a Ray task in it would hang. Add the cluster\'s "ray==…" to its dependencies.'
+        )
+    if not os.access(path, os.X_OK):
+        raise EnvironmentFailed(
+            f"{path} can't be run here. Is the NAS mounted at the same path on this machine?"
+        )
+    told = entry["runtime_env"]
+    optional = {name: told[name] for name in ("working_dir", "excludes") if told.get(name)}
+    return {"py_executable": path, "env_vars": dict(told.get("env_vars") or {}), **optional}
+
+
+def _served(
+    spec_id: str, root: str | os.PathLike[str] | None, wait: float | None
+) -> tuple[str, dict[str, Any]]:
+    place = find_root(root)
+    deadline = time.monotonic() + (wait or 0.0)
+    pause = _POLL_FIRST
+    while True:
+        index = read_index(place)
+        left = deadline - time.monotonic()
+        try:
+            entry = environment(index, spec_id)
+            path = index["python"].get(spec_id)
+            under_way = entry["state"] in {"pending", "building"}
+            if path is not None and (not under_way or left <= 0):
+                return path, entry
+            if not under_way:
+                raise EnvironmentFailed(_failure(spec_id, entry))
+            if left <= 0:
+                raise NotReady(
+                    f"{spec_id} is {entry['state']} and nothing of it is served yet. Wait for it with wait=…, "
+                    "or look at `envfabric status`."
+                )
+        except UnknownEnvironment:
+            if left <= 0:
+                raise
+        time.sleep(min(pause, max(left, 0.0)))
+        pause = min(pause * 1.5, _POLL_MOST)
+
+
+def _failure(spec_id: str, entry: dict[str, Any]) -> str:
+    error = entry["error"] or {"reason": "internal", "message": "no reason is given", "log": None}
+    log = f" Log: {error['log']}" if error["log"] else ""
+    return f"{spec_id} failed ({error['reason']}): {error['message']}{log}"

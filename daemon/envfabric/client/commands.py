@@ -1,0 +1,66 @@
+"""`envfabric which`, `exec` and `runtime-env`: what consumers run, without the daemon's packages.
+
+They start in the time of a bare interpreter, which counts where every task begins with one.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+
+from envfabric.client.api import python, runtime_env
+from envfabric.client.index import EnvfabricError, environment, find_root, read_index
+
+SUMMARIES = {
+    "which": "Print the path of an environment's interpreter.",
+    "exec": "Run a command in an environment: envfabric exec ID -- CMD…",
+    "runtime-env": "Print the JSON for `ray job submit --runtime-env-json`.",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one of the commands; gives the exit code. `exec` does not return where it succeeds."""
+    parser = argparse.ArgumentParser(prog="envfabric")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, summary in SUMMARIES.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        command.add_argument("--root", metavar="DIR", help="the NAS folder (ENVFABRIC_ROOT)")
+        command.add_argument("--config", metavar="FILE", help="the settings file (ENVFABRIC_CONFIG)")
+        command.add_argument("--wait", metavar="SECONDS", type=float, help="wait for it to be built")
+        command.add_argument("id", metavar="ID", help="the spec's id, <workflow>/<node>")
+        if name == "exec":
+            command.add_argument("words", metavar="CMD", nargs=argparse.REMAINDER)
+    given = parser.parse_args(arguments)
+    try:
+        root = find_root(given.root, given.config)
+        if given.command == "which":
+            print(python(given.id, root=root, wait=given.wait))  # noqa: T201
+        elif given.command == "runtime-env":
+            print(json.dumps(runtime_env(given.id, root=root, wait=given.wait)))  # noqa: T201
+        else:
+            words = given.words[1:] if given.words[:1] == ["--"] else given.words
+            if not words:
+                parser.error("exec needs a command: envfabric exec ID -- CMD…")
+            return _exec(given.id, os.fspath(root), given.wait, words)
+    except EnvfabricError as error:
+        print(f"envfabric: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+def _exec(spec_id: str, root: str, wait: float | None, words: list[str]) -> int:  # noqa: RET503 - execve ends it
+    interpreter = python(spec_id, root=root, wait=wait)
+    folder = os.path.dirname(interpreter)
+    told = environment(read_index(find_root(root)), spec_id)["runtime_env"]
+    env = {**os.environ, **told["env_vars"]}
+    env["VIRTUAL_ENV"] = os.path.dirname(folder)
+    env["PATH"] = os.pathsep.join([folder, env.get("PATH", os.defpath)])
+    env.pop("PYTHONHOME", None)
+    program = shutil.which(words[0], path=env["PATH"])
+    if program is None:
+        print(f"envfabric: {words[0]}: not found in {folder} or PATH", file=sys.stderr)  # noqa: T201
+        return 127
+    sys.stdout.flush()
+    os.execve(program, words, env)  # noqa: S606 - the user's own command

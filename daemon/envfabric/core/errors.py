@@ -1,0 +1,84 @@
+"""The errors that people read, and the reasons that index.json may give.
+
+A `SpecError` is about one spec and never leaves its row; a `ConfigError` is about how the
+daemon was started and ends it with exit code 2; a `StoreError` is about ROOT itself.
+"""
+
+import errno
+import re
+from enum import StrEnum
+from pathlib import Path
+
+
+class Reason(StrEnum):
+    """Why a spec does not serve what it asks for (design, index.json)."""
+
+    INVALID_SPEC = "invalid-spec"
+    POLICY = "policy"
+    LOCK_STALE = "lock-stale"
+    UNRESOLVABLE = "unresolvable"
+    BUILD_FAILED = "build-failed"
+    FETCH = "fetch"
+    NO_SPACE = "no-space"
+    TIMEOUT = "timeout"
+    VALIDATION = "validation"
+    STORE = "store"
+    INTERNAL = "internal"
+
+    @property
+    def passing(self) -> bool:
+        """Whether trying again later, with the same content, can succeed."""
+        return self in {Reason.FETCH, Reason.NO_SPACE, Reason.TIMEOUT, Reason.STORE, Reason.INTERNAL}
+
+
+class FabricError(Exception):
+    """Base of the errors that are shown to people as one message, without a traceback."""
+
+
+class ConfigError(FabricError):
+    """Wrong usage or configuration; the process ends with exit code 2."""
+
+
+class StoreError(FabricError):
+    """ROOT can't be used as it is now: gone, replaced, held by another writer."""
+
+
+class SpecError(FabricError):
+    """One spec can't become what it asks for.
+
+    `message` says what is wrong and what to do in one or two sentences; `output` is the longer
+    text (what uv said) that goes to failures/<workflow>/<node>.log.
+    """
+
+    def __init__(self, reason: Reason, message: str, output: str = "") -> None:
+        super().__init__(redact(message))
+        self.reason = reason
+        self.message = redact(message)
+        self.output = redact(output)
+
+
+_SPACE = {errno.ENOSPC, errno.EDQUOT}
+
+
+def from_os_error(error: OSError, doing: str) -> SpecError:
+    """A `SpecError` for a file operation on ROOT that failed while `doing` something."""
+    where = f" ({error.filename})" if error.filename else ""
+    what = f"{error.strerror or error}{where} while {doing}"
+    if error.errno in _SPACE:
+        return SpecError(
+            Reason.NO_SPACE, f"{what}. Free space on the NAS; the build is tried again by itself."
+        )
+    return SpecError(Reason.STORE, f"{what}. Check the NAS mount; the build is tried again by itself.")
+
+
+_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/@\s'\"`]+@")
+
+
+def redact(text: str) -> str:
+    """`text` without the user and password part of any URL in it."""
+    return _CREDENTIALS.sub(r"\g<scheme>***@", text)
+
+
+def root_characters_are_valid(root: Path) -> bool:
+    """Whether ROOT's path survives Ray's unquoted `bash -c "exec <py_executable> …"`."""
+    return root.is_absolute() and re.fullmatch(r"[A-Za-z0-9/._-]+", str(root)) is not None

@@ -1,0 +1,1 @@
+"""The index: what consumers read. Writes index.json and envs/; builds and decides nothing."""

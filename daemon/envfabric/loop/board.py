@@ -1,0 +1,179 @@
+"""What the loop knows: the revision's specs, each one's entry, and what became of it.
+
+Turns an outcome into an entry, a failure log, a metric and a retry time. Belongs to the loop's
+thread; starts no work and publishes nothing itself.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from envfabric.build.uv import Stopped
+from envfabric.core.errors import Reason, SpecError, StoreError, from_os_error
+from envfabric.index.document import Entry, Failure
+from envfabric.loop.plan import Plan, failed, pending
+from envfabric.loop.realise import Request
+from envfabric.specs.repository import SourceError
+from envfabric.specs.tree import Problem, SpecRef, Wanted
+from envfabric.store.files import Files
+from envfabric.store.generations import Generation
+from envfabric.store.root import Root, now
+from envfabric.telemetry import logs
+from envfabric.telemetry.metrics import Metrics
+
+RETRY_FIRST, RETRY_MOST = 10.0, 600.0
+"""Seconds before the first retry of a failure that can pass, doubled each time, and the most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """When a failed spec is tried again (monotonic seconds), and how often it was."""
+
+    due: float
+    attempts: int
+
+
+class Board:
+    """The loop's state on one ROOT."""
+
+    def __init__(self, root: Root, files: Files, metrics: Metrics, changed: Callable[[], None]) -> None:
+        """`changed` is called after each outcome: there is something to publish."""
+        self._root = root
+        self._files = files
+        self._metrics = metrics
+        self._changed = changed
+        self._log = logs.get()
+        self.revision: str | None = None
+        self.refs: dict[str, SpecRef] = {}
+        self.entries: dict[str, Entry] = {}
+        self.problems: tuple[Problem, ...] = ()
+        self.retries: dict[str, Retry] = {}
+        self._seen: dict[str, float] = {}
+
+    def adopt(self, commit: str, wanted: Wanted, plan: Plan) -> None:
+        """Makes `commit` the revision, with the entries that were planned for it."""
+        seen = time.monotonic()
+        for spec_id in plan.removed + plan.changed:
+            self.retries.pop(spec_id, None)
+            self._seen.pop(spec_id, None)
+        for spec_id in plan.changed + plan.refused:
+            if plan.entries[spec_id] != self.entries.get(spec_id):
+                self._seen[spec_id] = seen
+        for spec_id in plan.refused:
+            self.retries.pop(spec_id, None)
+        self.revision, self.refs, self.entries = commit, wanted.specs, plan.entries
+        self.problems = tuple(wanted.problems)
+
+    def counts(self) -> Counter[str]:
+        """How many specs are in which state."""
+        return Counter(entry.state for entry in list(self.entries.values()))
+
+    def wants(self, request: Request) -> bool:
+        """Whether a request's content is still what its spec asks for."""
+        ref = self.refs.get(request.ref.id)
+        return ref is not None and ref.tree == request.ref.tree and ref.refused is None
+
+    def building(self, spec_id: str) -> None:
+        """The spec's closure is being built now."""
+        self.entries[spec_id] = replace(self.entries[spec_id], state="building")
+
+    def serve(self, spec_id: str, generation: Generation) -> None:
+        """The spec's content is ready under this generation."""
+        entry = replace(
+            self.entries[spec_id],
+            state="ready",
+            serving=generation.digest,
+            generation=generation.number,
+            built_at=generation.built_at,
+            python_version=generation.python_version,
+            ray_version=generation.ray_version,
+            runtime_env=generation.runtime_env,
+            error=None,
+            suspended=False,
+        )
+        self.retries.pop(spec_id, None)
+        self.entries[spec_id] = entry
+        self._log.info("ready", spec=spec_id, commit=entry.commit, digest=generation.digest)
+        self._changed()
+
+    def suspend(self, spec_id: str) -> None:
+        """The spec asks that nothing is built: it serves what it served."""
+        entry = replace(self.entries[spec_id], suspended=True)
+        if entry.serving:
+            self.entries[spec_id] = replace(entry, state="ready", error=None)
+        else:
+            message = "suspended before anything was published; remove suspend to have it built."
+            failure = Failure(Reason.INVALID_SPEC, message, None, entry.commit, now())
+            self.entries[spec_id] = failed(entry, failure)
+        self._changed()
+
+    def fail(self, spec_id: str, error: BaseException) -> None:
+        """The spec's content could not be made ready; where that can pass, a retry is set."""
+        if isinstance(error, Stopped):
+            return
+        told = self._explain(spec_id, error)
+        entry = replace(self.entries[spec_id], suspended=False)
+        failure = Failure(
+            reason=told.reason,
+            message=told.message,
+            log=self._write_log(spec_id, told),
+            commit=entry.commit,
+            at=now(),
+            retry_at=self._set_retry(spec_id) if told.reason.passing else None,
+        )
+        self.entries[spec_id] = failed(entry, failure)
+        self._metrics.build_failures.labels(told.reason.value).inc()
+        self._log.error(
+            "failed", spec=spec_id, commit=entry.commit, reason=told.reason.value, message=told.message
+        )
+        self._changed()
+
+    def wake_retries(self) -> list[str]:
+        """The failed specs whose time has come, made pending."""
+        clock = time.monotonic()
+        due = [
+            spec_id
+            for spec_id, retry in self.retries.items()
+            if retry.due <= clock and self.entries[spec_id].state in {"failed", "stale"}
+        ]
+        for spec_id in due:
+            entry = self.entries[spec_id]
+            self.entries[spec_id] = pending(entry, self.refs[spec_id], entry.commit)
+        return due
+
+    def published(self) -> list[float]:
+        """Seconds since the commits were first seen whose change has an outcome that is published now."""
+        clock = time.monotonic()
+        ended = [one for one in self._seen if self.entries[one].state not in {"pending", "building"}]
+        return [clock - self._seen.pop(one) for one in ended]
+
+    def _set_retry(self, spec_id: str) -> str:
+        attempts = self.retries[spec_id].attempts + 1 if spec_id in self.retries else 0
+        delay = min(RETRY_FIRST * 2**attempts, RETRY_MOST)
+        self.retries[spec_id] = Retry(time.monotonic() + delay, attempts)
+        return (datetime.now(UTC) + timedelta(seconds=delay)).isoformat(timespec="seconds")
+
+    def _explain(self, spec_id: str, error: BaseException) -> SpecError:
+        if isinstance(error, SpecError):
+            return error
+        if isinstance(error, OSError):
+            return from_os_error(error, f"building {spec_id}")
+        if isinstance(error, StoreError | SourceError):
+            return SpecError(Reason.STORE, str(error))
+        self._log.error("unexpected error", spec=spec_id, exc_info=error)
+        text = f"{type(error).__name__}: {error}. This is a fault of the fabric; the daemon's log has more."
+        return SpecError(Reason.INTERNAL, text)
+
+    def _write_log(self, spec_id: str, error: SpecError) -> str | None:
+        path = self._root.failures / f"{spec_id}.log"
+        text = f"{now()} {error.reason.value}\n{error.message}\n\n{error.output}"
+        try:
+            self._root.require_marker()
+            self._files.make_folder(path.parent)
+            self._files.write_atomic(path, text.encode())
+        except (OSError, StoreError) as problem:
+            self._log.warning("failure log not written", spec=spec_id, error=str(problem))
+            return None
+        return str(path)

@@ -1,0 +1,207 @@
+"""Puts the rooms together for one ROOT and one repository, and runs the loop as a process.
+
+The order of a start: settings, repository, ROOT, port, then the writer's lock. Everything before the
+lock is wrong usage (exit code 2); without the lock the daemon stands by and takes over.
+"""
+
+import contextlib
+import importlib.metadata
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+from envfabric.build.environment import Builder
+from envfabric.build.interpreters import Interpreters
+from envfabric.build.resolve import Resolver
+from envfabric.build.uv import Uv
+from envfabric.core.errors import ConfigError
+from envfabric.index.document import Index
+from envfabric.index.publisher import Publisher
+from envfabric.loop.realise import Ray, Realiser
+from envfabric.loop.reconciler import Reconciler
+from envfabric.loop.watch import RefWatch
+from envfabric.service.http import HttpServer, Shown
+from envfabric.service.notify import notify
+from envfabric.service.settings import Settings, address
+from envfabric.specs.policy import Policy
+from envfabric.specs.repository import Repository, SourceError
+from envfabric.store.closures import Closures
+from envfabric.store.files import Files
+from envfabric.store.generations import Generations
+from envfabric.store.root import claim_source, open_root
+from envfabric.store.usage import Usage
+from envfabric.store.writer import Busy, Writer
+from envfabric.telemetry import logs
+from envfabric.telemetry.metrics import Metrics
+
+STANDBY_INTERVAL = 1.0
+"""Seconds between two tries of a standby to become the writer."""
+
+
+class Daemon:
+    """The daemon with everything that outlives a turn as the writer."""
+
+    def __init__(self, settings: Settings, *, adopt: bool = False) -> None:
+        """Opens repository and ROOT. Raises `ConfigError`."""
+        # Workers of other users read what is written here.
+        os.umask(0o022)
+        self._settings = settings
+        self._adopt = adopt
+        self._files = Files()
+        self._log = logs.get()
+        self._stopping = threading.Event()
+        self._reconciler: Reconciler | None = None
+        self._publisher: Publisher | None = None
+        self.root = open_root(_required(settings.root, "root", "the NAS folder"))
+        self.repository = Repository(
+            _required(settings.repo, "repo", "the spec repository"), settings.branch, settings.path
+        )
+        self._check_source()
+        self.metrics = Metrics()
+        self.uv = Uv(self.root, settings.build_timeout, settings.index)
+        self.metrics.describe(importlib.metadata.version("environment-fabric"), self.uv.version())
+
+    @property
+    def reconciler(self) -> Reconciler | None:
+        """The loop while this daemon is the writer."""
+        return self._reconciler
+
+    def stop(self, *_: int | FrameType | None) -> None:
+        """Ends the daemon soon; safe in a signal handler."""
+        self._stopping.set()
+        if self._reconciler is not None:
+            self._reconciler.stop()
+
+    def run(self, on_start: Callable[[str], None], on_round: Callable[[], None] = lambda: None) -> None:
+        """Serves until `stop`. `on_start` hears the HTTP server's URL. Raises `ConfigError`, `LostWriter`."""
+        host, port = address(self._settings.listen)
+        shown = Shown(self.root, self.metrics, self._published, self._heartbeat)
+        with HttpServer(host, port, shown) as server, self._signals():
+            on_start(server.url)
+            # Ready means: the settings hold and the lock was tried. A standby is ready, too.
+            with self._as_writer(wait=True) as writer:
+                if writer is not None:
+                    self._loop(writer, once=False, on_round=on_round)
+            notify("STOPPING=1")
+
+    def run_once(self, on_round: Callable[[], None] = lambda: None) -> Index | None:
+        """Makes the revision true once and gives what is published.
+
+        Raises `ConfigError` where another daemon holds ROOT, `SourceError`, `StoreError` and `OSError`.
+        """
+        with self._signals(), self._as_writer(wait=False) as writer:
+            return self._loop(writer, once=True, on_round=on_round) if writer else None
+
+    def _loop(self, writer: Writer, *, once: bool, on_round: Callable[[], None]) -> Index | None:
+        settings, root, files = self._settings, self.root, self._files
+        commit = self._check_source()
+        claim_source(root, files, self.repository.root_commit(commit), self.repository.spec_path, self._adopt)
+        closures = Closures(root, files)
+        generations = Generations(root, files)
+        usage = Usage(root, files)
+        realiser = Realiser(
+            Policy(tuple(settings.policy.indexes), settings.ray.required),
+            Ray(settings.ray.version),
+            Interpreters(root, files, self.uv, settings.python, tuple(settings.pythons)),
+            Resolver(root, files, self.uv, closures.staging, settings.resolution_max_age),
+            Builder(closures, files, self.uv),
+            closures,
+            generations,
+        )
+        self._publisher = Publisher(root, files, writer, generations)
+        reconciler = self._reconciler = Reconciler(
+            self.repository,
+            root,
+            files,
+            closures,
+            usage,
+            realiser,
+            self._publisher,
+            self.metrics,
+            builders=settings.builders,
+            interval=settings.interval,
+            once=once,
+        )
+        if self._stopping.is_set():
+            reconciler.stop()
+        watch = RefWatch(*self.repository.watched(), reconciler.look_soon)
+
+        def each_round() -> None:
+            watch.ensure()
+            on_round()
+
+        try:
+            return reconciler.run(on_round if once else each_round)
+        finally:
+            watch.close()
+
+    @contextlib.contextmanager
+    def _as_writer(self, *, wait: bool) -> Iterator[Writer | None]:
+        """The writer's lock; with `wait` a standby waits for it, and gets None when it is stopped."""
+        writer = Writer(self.root, self._files)
+        told = False
+        while True:
+            try:
+                writer.acquire()
+                break
+            except Busy as error:
+                if not wait:
+                    raise ConfigError(f"{error}; it makes the revision true by itself") from None
+                if not told:
+                    self._log.info("standby", reason=str(error))
+                    notify("READY=1", "STATUS=standby")
+                told = True
+            if self._stopping.wait(STANDBY_INTERVAL):
+                yield None
+                return
+        self.metrics.writer.set(1)
+        notify("READY=1", f"STATUS=writing, epoch {writer.epoch}")
+        try:
+            yield writer
+        finally:
+            self.metrics.writer.set(0)
+            writer.release()
+
+    def _check_source(self) -> str:
+        """The commit to begin with. Raises `ConfigError` where there is none, or no such folder in it."""
+        try:
+            commit = self.repository.head()
+            if commit is None:
+                branch = self.repository.branch
+                what = f"no branch {branch!r} with a commit" if branch else "no commit yet"
+                raise ConfigError(f"{self.repository.path} has {what}; commit a spec first.")
+            self.repository.check_spec_path(commit)
+        except SourceError as error:
+            raise ConfigError(str(error)) from error
+        return commit
+
+    def _published(self) -> Index | None:
+        return self._publisher.published if self._publisher else None
+
+    def _heartbeat(self) -> float:
+        # A standby's loop is the wait for the lock, which never hangs for long.
+        return self._reconciler.heartbeat if self._reconciler else time.monotonic()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        old = {number: signal.signal(number, self.stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+def _required(path: Path | None, name: str, what: str) -> Path:
+    if path is None:
+        raise ConfigError(
+            f"{what} is not given: use --{name}, ENVFABRIC_{name.upper()} or {name} in envfabric.toml"
+        )
+    return path

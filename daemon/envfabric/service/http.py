@@ -1,0 +1,158 @@
+"""HTTP on loopback: metrics, health, the index and a page. Answers from memory, never from the NAS."""
+
+import html
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+from prometheus_client import make_wsgi_app
+
+from envfabric.core.errors import ConfigError
+from envfabric.index.document import Index, to_json
+from envfabric.store.root import Root
+from envfabric.telemetry.metrics import Metrics
+
+LOOP_BOUND = 60.0
+"""Seconds without a round after which the loop no longer counts as alive."""
+
+
+@dataclass(slots=True)
+class Shown:
+    """What the server may show; the loop's owner keeps it up to date."""
+
+    root: Root
+    metrics: Metrics
+    index: Callable[[], Index | None]
+    heartbeat: Callable[[], float]
+
+
+class _Server(socketserver.ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def server_bind(self) -> None:
+        # WSGIServer would ask DNS for this host's name.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+        self.setup_environ()
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Scrapes are not worth a log line."""
+
+
+class HttpServer:
+    """The server, from construction until `close`."""
+
+    def __init__(self, host: str, port: int, shown: Shown) -> None:
+        """Binds at once. Raises `ConfigError` where the address is taken or not this host's."""
+        self._shown = shown
+        self._metrics_app = make_wsgi_app(shown.metrics.registry)
+        try:
+            kind = _Server6 if ":" in host else _Server
+            self._server = make_server(host, port, self._answer, kind, _Quiet)
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"can't listen on {host}:{port}: {getattr(error, 'strerror', None) or error}. Choose another "
+                "address with --listen."
+            ) from error
+        self.port = self._server.server_port
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, name="http", daemon=True
+        )
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the server and waits for its thread."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _answer(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "/")
+        if environ.get("REQUEST_METHOD") not in {"GET", "HEAD"}:
+            return _reply(start, "405 Method Not Allowed", "only GET\n")
+        if path == "/metrics":
+            body: Iterable[bytes] = self._metrics_app(environ, start)
+            return body
+        index = self._shown.index()
+        if path == "/healthz":
+            age = time.monotonic() - self._shown.heartbeat()
+            alive = age < LOOP_BOUND
+            return _reply(
+                start, "200 OK" if alive else "503 Service Unavailable", f"last round {age:.1f} s ago\n"
+            )
+        if path == "/readyz":
+            text = f"sequence {index.sequence}\n" if index else "nothing is published yet\n"
+            return _reply(start, "200 OK" if index else "503 Service Unavailable", text)
+        if path == "/index.json" and index:
+            return _reply(start, "200 OK", to_json(index, self._shown.root), "application/json")
+        if path == "/":
+            return _reply(start, "200 OK", page(index), "text/html; charset=utf-8")
+        return _reply(start, "404 Not Found", "not here\n")
+
+
+def _reply(
+    start: StartResponse, status: str, body: str | bytes, kind: str = "text/plain; charset=utf-8"
+) -> list[bytes]:
+    data = body.encode() if isinstance(body, str) else body
+    start(
+        status,
+        [
+            ("Content-Type", kind),
+            ("Content-Length", str(len(data))),
+            ("Cache-Control", "no-store"),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'"),
+        ],
+    )
+    return [data]
+
+
+def page(index: Index | None) -> str:
+    """Every environment's state, error and log, as one plain page."""
+    rows = []
+    for spec_id, entry in sorted(index.entries.items()) if index else []:
+        error = f"{entry.error.reason}: {entry.error.message} {entry.error.log or ''}" if entry.error else ""
+        cells = (
+            spec_id,
+            entry.state,
+            entry.generation or "",
+            entry.python_version or "",
+            entry.serving or "",
+            error,
+        )
+        rows.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
+    for problem in index.problems if index else ():
+        text = html.escape(f"{problem.path}: {problem.message}")
+        rows.append(f'<tr><td colspan="5">problem</td><td>{text}</td></tr>')
+    head = "".join(f"<th>{name}</th>" for name in ("id", "state", "generation", "python", "closure", "error"))
+    told = f"revision {index.revision}, sequence {index.sequence}" if index else "nothing is published yet"
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Environment Fabric</title>'
+        "<style>:root{color-scheme:light dark}body{font:14px sans-serif;margin:2em}"
+        "td,th{text-align:left;padding:.2em .8em;vertical-align:top}</style>"
+        f"<h1>Environment Fabric</h1><p>{html.escape(told)}</p>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></html>"
+    )

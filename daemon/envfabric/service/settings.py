@@ -1,0 +1,154 @@
+"""The daemon's settings: envfabric.toml, ENVFABRIC_… variables, flags; each declared once, here.
+
+A flag wins over a variable, a variable over the file. An unknown key is an error that names the
+nearest known one.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from envfabric.client.index import find_config
+from envfabric.core.errors import ConfigError
+from envfabric.specs.table import nearest
+
+PREFIX = "ENVFABRIC_"
+_OTHER_VARIABLES = {"CONFIG"}
+
+
+class RaySettings(BaseModel):
+    """`[ray]`: the cluster that the environments are for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Annotated[str, Field(pattern=r"^\d+(\.\d+)+\S*$")] | None = None
+    """The cluster's Ray, in full, such as 2.60.0."""
+    required: bool = False
+    """Whether a spec that says nothing must contain Ray."""
+
+
+class PolicySettings(BaseModel):
+    """`[policy]`: what specs may ask for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    indexes: list[str] = Field(default_factory=list)
+    """Package indexes, besides the default one, that a spec's [[tool.uv.index]] may name."""
+
+
+class Settings(BaseSettings):
+    """Every setting of the daemon."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid")
+
+    repo: Path | None = None
+    """The spec repository on this machine: a work tree's top folder, or a bare repository."""
+    path: str = ""
+    """The folder of the repository that holds the specs; its top by default."""
+    branch: str | None = None
+    """The branch to follow; what HEAD points at by default."""
+    root: Path | None = None
+    """The NAS folder."""
+    listen: Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$|^\[[^\]]+\]:\d{1,5}$")] = "127.0.0.1:9466"
+    """Address and port of the HTTP server; port 0 takes a free one."""
+    interval: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    """Seconds between two looks at the repository that no notification asked for."""
+    builders: Annotated[int, Field(ge=1, le=256)] = max(2, os.cpu_count() or 2)
+    """Closures that are built at a time."""
+    build_timeout: Annotated[float, Field(gt=0)] = 1800.0
+    """Seconds after which a uv process is ended."""
+    index: str | None = None
+    """The default package index where the daemon resolves; uv's own by default."""
+    resolution_max_age: Annotated[float, Field(ge=0)] = 86400.0
+    """Seconds for which specs that ask for the same share one resolution."""
+    python: Annotated[str, Field(pattern=r"^3\.\d+(\.\d+)?$")] = f"3.{sys.version_info.minor}"
+    """The Python for specs that do not choose: a minor or a full version."""
+    pythons: list[str] = Field(default_factory=list)
+    """Interpreters, or folders of them, that may be used; by default all that uv finds."""
+    log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
+    """The least severe log line that is written: debug, info, warning or error."""
+    ray: RaySettings = Field(default_factory=RaySettings)
+    policy: PolicySettings = Field(default_factory=PolicySettings)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then variables, then the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
+    """The settings in force. Raises `ConfigError` that names the wrong key and what is allowed."""
+    file = find_config(config)
+    if file is not None and not file.is_file():
+        raise ConfigError(f"the settings file {file} does not exist")
+    _check_variables()
+
+    class Loaded(Settings):
+        model_config = SettingsConfigDict(toml_file=file)
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Loaded(**given)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, file)) from None
+    except SettingsError as error:
+        raise ConfigError(f"a setting can't be read: {error.__cause__ or error} ({error})") from None
+    except ValueError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from None
+
+
+def address(listen: str) -> tuple[str, int]:
+    """Host and port of a `listen` setting."""
+    host, _, port = listen.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def variables() -> list[str]:
+    """Every ENVFABRIC_… variable that is understood."""
+    names = []
+    for name, info in Settings.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names += [f"{PREFIX}{name}__{inner}".upper() for inner in kind.model_fields]
+        else:
+            names.append(f"{PREFIX}{name}".upper())
+    return names
+
+
+def _check_variables() -> None:
+    known = variables() + [PREFIX + name for name in _OTHER_VARIABLES]
+    for name in os.environ:
+        if name.startswith(PREFIX) and name.upper() not in known:
+            raise ConfigError(f"{name} is not a known setting; {nearest(name, known)}")
+
+
+def _explain(error: ValidationError, file: Path | None) -> str:
+    first = error.errors()[0]
+    loc = [str(part) for part in first["loc"]]
+    where = ".".join(loc)
+    source = f" (settings: {file}, {PREFIX}… variables, flags)" if file else ""
+    if first["type"] == "extra_forbidden":
+        fields: Any = Settings.model_fields
+        for part in loc[:-1]:
+            fields = fields[part].annotation.model_fields
+        return f"{where} is not a known setting; {nearest(loc[-1], list(fields))}{source}"
+    shown = re.sub(r"\s+", " ", str(first.get("input", "")))[:80]
+    return f"{where} = {shown!r}: {first['msg']}{source}"

@@ -1,0 +1,159 @@
+"""A local git repository, read through git's plumbing: committed trees only, never the work tree.
+
+GitPython is used for the git command and its `cat-file --batch` process, nothing else. A source
+belongs to one thread.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import git
+
+from envfabric.core.errors import ConfigError
+
+# The repository's own configuration may name programs; none of them is run by a reader.
+_SAFE_CONFIG = {
+    "core.hooksPath": os.devnull,
+    "core.fsmonitor": "false",
+    "protocol.ext.allow": "never",
+    "gc.auto": "0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TreeItem:
+    """One entry of a commit's tree: its mode (octal text), object type, object id and path."""
+
+    mode: str
+    kind: str
+    oid: str
+    path: str
+
+
+class SourceError(Exception):
+    """The repository can't be read now: what git said. The last revision stays in force."""
+
+
+class Repository:
+    """A work tree or bare repository on this machine, on one branch, with specs below one folder."""
+
+    def __init__(self, path: Path, branch: str | None = None, spec_path: str = "") -> None:
+        """Opens the repository; `branch=None` follows its HEAD.
+
+        Raises `ConfigError` where there is no repository, or where `spec_path` leaves it.
+        """
+        self.path = path.resolve()
+        self.branch = branch
+        self.spec_path = spec_path.strip("/")
+        if any(part in {".", ".."} for part in Path(self.spec_path).parts):
+            raise ConfigError(f"path {spec_path!r} must stay inside the repository, without '.' or '..'")
+        if branch is not None and (branch.startswith("-") or ".." in branch or not branch.isprintable()):
+            raise ConfigError(f"branch {branch!r} is not a branch name")
+        try:
+            self._repo = git.Repo(self.path, search_parent_directories=False)
+        except (git.exc.InvalidGitRepositoryError, git.exc.NoSuchPathError) as error:
+            raise ConfigError(
+                f"{self.path} is no git repository. Give --repo the top folder of a work tree, or a bare "
+                "repository; a folder of specs inside it is given with --path."
+            ) from error
+        environment = {
+            "GIT_TERMINAL_PROMPT": "0",
+            "GIT_OPTIONAL_LOCKS": "0",
+            "GIT_NO_REPLACE_OBJECTS": "1",
+            "LC_ALL": "C",
+        }
+        # An operator who names a repository trusts it, whoever owns it.
+        settings = {**_SAFE_CONFIG, "safe.directory": "*"}
+        environment["GIT_CONFIG_COUNT"] = str(len(settings))
+        for number, (key, value) in enumerate(settings.items()):
+            environment[f"GIT_CONFIG_KEY_{number}"] = key
+            environment[f"GIT_CONFIG_VALUE_{number}"] = value
+        self._repo.git.update_environment(**environment)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the git process that was kept for reading objects."""
+        self._repo.close()
+
+    def head(self) -> str | None:
+        """The commit that the branch points at; None while it has none.
+
+        Raises `SourceError` where git can't tell.
+        """
+        ref = f"refs/heads/{self.branch}" if self.branch else "HEAD"
+        status, out, err = self._repo.git.rev_parse(
+            "--quiet", "--verify", f"{ref}^{{commit}}", with_extended_output=True, with_exceptions=False
+        )
+        if status == 0:
+            return str(out)
+        if not err:
+            return None
+        raise SourceError(f"git rev-parse {ref} in {self.path}: {err}")
+
+    def root_commit(self, commit: str) -> str:
+        """The oldest ancestor of `commit`: it names the repository wherever it is cloned to."""
+        out = self._run("rev-list", "--max-parents=0", commit)
+        return out.decode().split()[-1]
+
+    def check_spec_path(self, commit: str) -> None:
+        """Raises `SourceError` where `commit` has no such folder."""
+        if self.spec_path and self._kind(f"{commit}:{self.spec_path}") != "tree":
+            raise SourceError(f"{self.spec_path} is no folder in commit {commit[:12]} of {self.path}")
+
+    def tree(self, commit: str) -> list[TreeItem]:
+        """Every entry below the spec folder at `commit`, folders too, paths relative to it."""
+        self.check_spec_path(commit)
+        treeish = f"{commit}:{self.spec_path}" if self.spec_path else commit
+        out = self._run("ls-tree", "-r", "-t", "-z", "--full-tree", treeish)
+        items = []
+        for line in out.split(b"\0"):
+            if line:
+                head, _, path = line.partition(b"\t")
+                mode, kind, oid = head.decode("ascii").split(" ")
+                items.append(TreeItem(mode, kind, oid, path.decode("utf-8", "surrogateescape")))
+        return items
+
+    def size(self, oid: str) -> int:
+        """The size in bytes of an object."""
+        return int(self._repo.git.get_object_header(oid)[2])
+
+    def read(self, oid: str) -> bytes:
+        """The content of a blob. Raises `SourceError` where the object is missing or corrupt."""
+        try:
+            return bytes(self._repo.git.get_object_data(oid)[3])
+        except (git.exc.GitError, ValueError, OSError) as error:
+            self._repo.git.clear_cache()
+            raise SourceError(f"object {oid} of {self.path} can't be read: {error}") from error
+
+    def watched(self) -> tuple[list[Path], list[Path]]:
+        """Folders whose changes can mean a new commit: (to be watched deeply, flat only)."""
+        common = Path(self._repo.common_dir)
+        own = Path(self._repo.git_dir)
+        deep = [common / "refs", common / "reftable"]
+        return [path for path in deep if path.is_dir()], list(dict.fromkeys([common, own]))
+
+    def _kind(self, name: str) -> str | None:
+        status, out, _ = self._repo.git.cat_file("-t", name, with_extended_output=True, with_exceptions=False)
+        return str(out) if status == 0 else None
+
+    def _run(self, command: str, *arguments: str) -> bytes:
+        try:
+            out = self._repo.git.execute(
+                ["git", command, *arguments], stdout_as_string=False, strip_newline_in_stdout=False
+            )
+        except git.exc.GitError as error:
+            self._repo.git.clear_cache()
+            raise SourceError(f"git {command} in {self.path}: {error}") from error
+        if not isinstance(out, bytes):
+            raise SourceError(f"git {command} gave no output")
+        return out

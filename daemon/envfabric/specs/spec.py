@@ -1,0 +1,273 @@
+"""One spec: from the bytes of its files to what it asks for, or one clear error.
+
+Nothing is executed and no other file is read. tomllib reads: it is several times faster than
+the library that keeps a file's style, which only writing needs.
+"""
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
+
+from envfabric.core.errors import Reason, SpecError
+from envfabric.specs.policy import Policy, check_requirements, check_uv_table
+from envfabric.specs.table import SpecTable, read_table
+
+MAX_BYTES = {"pyproject.toml": 256 * 1024, "uv.lock": 16 * 1024 * 1024, ".python-version": 4096}
+"""Longest accepted file, by name, in bytes."""
+
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+_PLAIN_VERSION = re.compile(r"3(\.[0-9]{1,3}){1,2}")
+
+
+@dataclass(frozen=True, slots=True)
+class PythonRequest:
+    """Which interpreter a spec asks for: a version or a set of bounds, and where that was said."""
+
+    text: str | None
+    """'3.11', '3.11.7' or '>=3.11,<3.13'; None leaves the choice to the daemon."""
+    requires: str
+    """The project's requires-python, which whatever is chosen must meet; '' for none."""
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What one spec folder of one commit asks for."""
+
+    id: str
+    tree: str
+    pyproject: bytes
+    lock: bytes | None
+    python_version: bytes | None
+    name: str
+    table: SpecTable
+    python: PythonRequest
+    ray: bool
+    requirements: frozenset[str]
+    """Normalised names of the direct requirements, those of extras and groups too."""
+    ask: str
+    """Canonical JSON of all that decides a resolution, the project's name left out."""
+
+    @property
+    def inputs(self) -> str:
+        """Digest of the files' contents: equal inputs were, and are, the same request."""
+        return inputs_digest(self.pyproject, self.lock, self.python_version)
+
+
+def inputs_digest(pyproject: bytes, lock: bytes | None, python_version: bytes | None) -> str:
+    """One digest over the three files, each with its length or its absence."""
+    digest = hashlib.sha256()
+    for part in (pyproject, lock, python_version):
+        digest.update(b"-" if part is None else b"%d:" % len(part) + part)
+    return digest.hexdigest()
+
+
+def read_spec(spec_id: str, tree: str, files: Mapping[str, bytes], policy: Policy) -> Spec:
+    """Reads and checks a spec. Raises `SpecError` that names file, line and what to do."""
+    raw = files["pyproject.toml"]
+    where = f"{spec_id}/pyproject.toml"
+    document = parse_toml(raw, where)
+    try:
+        return _read(spec_id, tree, files, document, policy)
+    except SpecError as error:
+        line = _line_of(raw, error.message)
+        place = f"{where}:{line}" if line else where
+        if error.message.startswith(spec_id):
+            raise
+        raise SpecError(error.reason, f"{place}: {error.message}") from error
+
+
+def parse_toml(raw: bytes, where: str) -> dict[str, Any]:
+    """Raises `SpecError` with the line where TOML breaks off."""
+    limit = MAX_BYTES[where.rsplit("/", 1)[-1]]
+    if len(raw) > limit:
+        raise SpecError(Reason.INVALID_SPEC, f"{where} has {len(raw)} bytes; at most {limit} are read.")
+    try:
+        return tomllib.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise SpecError(Reason.INVALID_SPEC, f"{where} is not UTF-8: {error.reason}.") from None
+    except tomllib.TOMLDecodeError as error:
+        match = re.search(r"\(at line (\d+), column (\d+)\)", str(error))
+        place = f"{where}:{match[1]}" if match else where
+        text = re.sub(r"\s*\(at .*\)$", "", str(error))
+        raise SpecError(Reason.INVALID_SPEC, f"{place}: not valid TOML: {text}.") from None
+    except RecursionError:
+        raise SpecError(Reason.INVALID_SPEC, f"{where}: nested too deeply.") from None
+
+
+def _read(
+    spec_id: str, tree: str, files: Mapping[str, bytes], document: Mapping[str, Any], policy: Policy
+) -> Spec:
+    project = document.get("project")
+    if not isinstance(project, Mapping):
+        raise SpecError(
+            Reason.INVALID_SPEC, "there is no [project] table; add one with name, version and dependencies."
+        )
+    name = _project_name(project)
+    _check_version(project)
+    tool = document.get("tool", {})
+    uv_table = tool.get("uv", {}) if isinstance(tool, Mapping) else {}
+    own = tool.get("envfabric", {}) if isinstance(tool, Mapping) else {}
+    try:
+        table = read_table(own)
+    except ValueError as error:
+        raise SpecError(Reason.INVALID_SPEC, str(error)) from None
+    if table.validation != "minimal":
+        raise SpecError(
+            Reason.POLICY,
+            f'validate = "{table.validation}" runs the packages\' code on the builder, which is not '
+            'allowed here; use "minimal".',
+        )
+    if not isinstance(uv_table, Mapping):
+        raise SpecError(Reason.INVALID_SPEC, "tool.uv must be a table")
+    check_uv_table(uv_table, policy)
+    asked = _asked(project, document)
+    requirements = _check_asked(asked, table)
+    ask = {
+        **asked,
+        "packaged": "build-system" in document,
+        "uv": uv_table,
+        "chosen": {"extras": sorted(table.extras), "groups": sorted(table.groups)},
+    }
+    requires = project.get("requires-python", "")
+    return Spec(
+        id=spec_id,
+        tree=tree,
+        pyproject=files["pyproject.toml"],
+        lock=files.get("uv.lock"),
+        python_version=files.get(".python-version"),
+        name=name,
+        table=table,
+        python=_python_request(spec_id, table, files.get(".python-version"), requires),
+        ray=policy.ray if table.ray is None else table.ray,
+        requirements=frozenset(canonicalize_name(one.name) for one in requirements),
+        ask=json.dumps(ask, sort_keys=True, default=str),
+    )
+
+
+def _project_name(project: Mapping[str, Any]) -> str:
+    name = project.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise SpecError(Reason.INVALID_SPEC, f"project.name must be a package name, not {name!r}.")
+    return canonicalize_name(name)
+
+
+def _check_version(project: Mapping[str, Any]) -> None:
+    if project.get("dynamic"):
+        raise SpecError(
+            Reason.POLICY,
+            f"project.dynamic = {project['dynamic']!r} would run the project's own build backend; write "
+            'the values down instead, for example version = "0".',
+        )
+    version = project.get("version")
+    try:
+        Version(version if isinstance(version, str) else "")
+    except InvalidVersion:
+        raise SpecError(
+            Reason.INVALID_SPEC, f'project.version must be a version such as "0.1.0", not {version!r}.'
+        ) from None
+
+
+def _asked(project: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    asked = {
+        "requires-python": project.get("requires-python", ""),
+        "dependencies": project.get("dependencies", []),
+        "optional-dependencies": project.get("optional-dependencies", {}),
+        "dependency-groups": document.get("dependency-groups", {}),
+    }
+    for key, kind in (("dependencies", list), ("optional-dependencies", dict), ("dependency-groups", dict)):
+        if not isinstance(asked[key], kind):
+            raise SpecError(
+                Reason.INVALID_SPEC, f"{key} must be a {'list' if kind is list else 'table of lists'}"
+            )
+    if not isinstance(asked["requires-python"], str):
+        raise SpecError(Reason.INVALID_SPEC, "project.requires-python must be a string")
+    asked["dependencies"] = sorted(asked["dependencies"], key=str)
+    return asked
+
+
+def _check_asked(asked: Mapping[str, Any], table: SpecTable) -> list[Requirement]:
+    found = check_requirements(asked["dependencies"], "project.dependencies")
+    for key, title in (
+        ("optional-dependencies", "project.optional-dependencies"),
+        ("dependency-groups", "dependency-groups"),
+    ):
+        for name, texts in asked[key].items():
+            if not isinstance(texts, list):
+                raise SpecError(Reason.INVALID_SPEC, f"{title}.{name} must be a list")
+            plain = [text for text in texts if not (key == "dependency-groups" and isinstance(text, dict))]
+            found += check_requirements(plain, f"{title}.{name}")
+    for key, chosen in (("optional-dependencies", table.extras), ("dependency-groups", table.groups)):
+        known = {canonicalize_name(name) for name in asked[key]}
+        for name in chosen:
+            if canonicalize_name(name) not in known:
+                kind = "extras" if key == "optional-dependencies" else "groups"
+                raise SpecError(
+                    Reason.INVALID_SPEC,
+                    f"tool.envfabric.{kind} names {name!r}, which the project does not define; it defines "
+                    f"{', '.join(sorted(known)) or 'none'}.",
+                )
+    return found
+
+
+def _python_request(
+    spec_id: str, table: SpecTable, version_file: bytes | None, requires: str
+) -> PythonRequest:
+    try:
+        SpecifierSet(requires)
+    except InvalidSpecifier:
+        raise SpecError(
+            Reason.INVALID_SPEC, f'requires-python = {requires!r} is no version specifier such as ">=3.11".'
+        ) from None
+    if table.python is not None:
+        return PythonRequest(_version_request(table.python, "tool.envfabric.python"), requires, "spec")
+    if version_file is not None:
+        where = f"{spec_id}/.python-version"
+        if len(version_file) > MAX_BYTES[".python-version"]:
+            raise SpecError(Reason.INVALID_SPEC, f"{where} is too long to be a version.")
+        lines = [line.strip() for line in version_file.decode("utf-8", "replace").splitlines()]
+        words = [line for line in lines if line and not line.startswith("#")]
+        if len(words) != 1 or not _PLAIN_VERSION.fullmatch(words[0]):
+            raise SpecError(
+                Reason.INVALID_SPEC,
+                f"{where} must hold one version such as 3.11 or 3.11.7; paths and other names are not read.",
+            )
+        return PythonRequest(words[0], requires, ".python-version")
+    return PythonRequest(None, requires, "requires-python" if requires else "default")
+
+
+def _version_request(text: str, where: str) -> str:
+    if _PLAIN_VERSION.fullmatch(text):
+        return text
+    try:
+        bounds = SpecifierSet(text)
+    except InvalidSpecifier:
+        bounds = SpecifierSet()
+    if not str(bounds):
+        raise SpecError(
+            Reason.INVALID_SPEC, f"{where} = {text!r} must be a version such as 3.11 or 3.11.7, or bounds."
+        )
+    return str(bounds)
+
+
+def _line_of(raw: bytes, message: str) -> int | None:
+    """The first line that has the thing which the message is about: its quoted text or last key."""
+    wanted = re.findall(r"'([^']+)'", message)[:1]
+    key = re.match(r"(?:project|tool)\.[A-Za-z0-9_.-]+|\[?[a-z-]+(?:\.[a-z_-]+)*", message)
+    if key:
+        wanted += [key[0].rsplit(".", 1)[-1]]
+    lines = raw.decode("utf-8", "replace").splitlines()
+    for text in wanted:
+        for number, line in enumerate(lines, 1):
+            if text in line:
+                return number
+    return None

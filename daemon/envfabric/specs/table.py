@@ -1,0 +1,62 @@
+"""A spec's own table, `[tool.envfabric]`: its keys, their types and what is said of a wrong one."""
+
+import difflib
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")]
+VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Text = Annotated[str, StringConstraints(max_length=4096)]
+
+
+class RuntimeEnv(BaseModel):
+    """`[tool.envfabric.runtime-env]`: what a consumer adds to the interpreter."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    env_vars: dict[VariableName, Text] = Field(default_factory=dict)
+    working_dir: Text | None = None
+    excludes: list[Text] = Field(default_factory=list)
+
+
+class SpecTable(BaseModel):
+    """`[tool.envfabric]`; every key is optional."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    python: Text | None = None
+    extras: list[Text] = Field(default_factory=list)
+    groups: list[Text] = Field(default_factory=list)
+    suspend: bool = False
+    ray: bool | None = None
+    validation: Literal["minimal", "full", "custom"] = Field("minimal", alias="validate")
+    imports: list[ModuleName] = Field(default_factory=list)
+    command: list[Text] = Field(default_factory=list)
+    runtime_env: RuntimeEnv = Field(default_factory=RuntimeEnv, alias="runtime-env")
+
+
+def read_table(raw: Any) -> SpecTable:
+    """The checked table. Raises `ValueError` whose text names the key, and the nearest known one."""
+    if not isinstance(raw, dict):
+        raise ValueError(f"[tool.envfabric] must be a table, not {type(raw).__name__}")  # noqa: TRY004
+    try:
+        return SpecTable.model_validate(raw)
+    except ValidationError as error:
+        raise ValueError(_explain(error)) from None
+
+
+def nearest(unknown: str, known: list[str]) -> str:
+    """What to say of an unknown key: the nearest known one, or all that there are."""
+    close = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known keys are: {', '.join(known)}"
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(["tool.envfabric", *(str(part) for part in first["loc"])])
+    if first["type"] == "extra_forbidden":
+        model: type[BaseModel] = RuntimeEnv if len(first["loc"]) > 1 else SpecTable
+        known = [info.alias or name for name, info in model.model_fields.items()]
+        return f"{where} is not a known key; {nearest(str(first['loc'][-1]), known)}"
+    return f"{where}: {first['msg']}"

@@ -1,0 +1,104 @@
+"""What the store takes on disk, counted when a closure is sealed and kept up from then on.
+
+state/usage/<digest> holds a closure's inodes with their bytes as pairs of 64-bit integers, so that
+a start reads counts instead of walking the store. An inode that several closures share is counted
+once, whichever of them is looked at first.
+"""
+
+import array
+import os
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from envfabric.store.files import Files
+from envfabric.store.root import Root
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Bytes on disk and inodes under store/, each inode once, and how many closures there are."""
+
+    closures: int
+    physical_bytes: int
+    inodes: int
+
+
+class Usage:
+    """The inodes of every closure in the store. Not safe for threads: the loop owns it."""
+
+    def __init__(self, root: Root, files: Files) -> None:
+        self._root = root
+        self._files = files
+        self._links: Counter[int] = Counter()
+        self._physical = 0
+        self._logical: dict[str, int] = {}
+
+    def load(self) -> None:
+        """Reads what was kept for every closure; counts one anew whose record is missing."""
+        for digest in sorted(os.listdir(self._root.store)):
+            if not digest.startswith("."):
+                self.add(digest)
+
+    def add(self, digest: str) -> None:
+        """Counts a closure that is in the store; counted already, nothing changes."""
+        if digest in self._logical:
+            return
+        inodes = self._read(digest)
+        if inodes is None:
+            inodes = walk_inodes(self._root.closure(digest))
+            self.keep(digest, inodes)
+        self._logical[digest] = sum(inodes.values())
+        for inode, size in inodes.items():
+            if not self._links[inode]:
+                self._physical += size
+            self._links[inode] += 1
+
+    def keep(self, digest: str, inodes: dict[int, int]) -> None:
+        """Writes a closure's record; a crash before it costs one walk at the next start."""
+        self._files.make_folder(self._folder)
+        flat = array.array("Q", [number for pair in inodes.items() for number in pair])
+        if sys.byteorder == "big":
+            flat.byteswap()
+        self._files.write_atomic(self._folder / digest, flat.tobytes())
+
+    def logical(self, digest: str) -> int:
+        """Bytes that this closure would take alone; 0 for one that is not in the store."""
+        return self._logical.get(digest, 0)
+
+    def known(self, digest: str) -> bool:
+        """Whether the closure is in the store."""
+        return digest in self._logical
+
+    def totals(self) -> Totals:
+        """The store's totals now."""
+        return Totals(len(self._logical), self._physical, len(self._links))
+
+    @property
+    def _folder(self) -> Path:
+        return self._root.state / "usage"
+
+    def _read(self, digest: str) -> dict[int, int] | None:
+        try:
+            raw = (self._folder / digest).read_bytes()
+        except FileNotFoundError:
+            return None
+        flat = array.array("Q")
+        if len(raw) % (2 * flat.itemsize):
+            return None
+        flat.frombytes(raw)
+        if sys.byteorder == "big":
+            flat.byteswap()
+        return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def walk_inodes(folder: Path) -> dict[int, int]:
+    """Bytes on disk by inode of `folder` itself and everything below it."""
+    status = folder.lstat()
+    found = {status.st_ino: status.st_blocks * 512}
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            status = os.lstat(os.path.join(parent, name))
+            found[status.st_ino] = status.st_blocks * 512
+    return found

@@ -1,0 +1,124 @@
+"""Who may write to ROOT: the lock decides who should, the epoch decides whose writing counts.
+
+The lock frees itself when its holder dies, on this host or another (NFS 4). The epoch closes what
+a lock leaves open: a holder that was cut off and comes back later finds a higher epoch and stops.
+"""
+
+import os
+import re
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from filelock import FileLock, Timeout
+
+from envfabric.core.errors import StoreError
+from envfabric.store.files import Files
+from envfabric.store.root import Root
+
+_EPOCH = re.compile(r"epoch-([0-9]{1,18})")
+_EPOCHS_KEPT = 8
+
+
+class Busy(StoreError):
+    """Another writer holds ROOT."""
+
+
+class LostWriter(StoreError):
+    """This process no longer is the writer: a higher epoch was claimed, or the lock's file is another."""
+
+
+class Writer:
+    """The writer's lock on one ROOT with the epoch claimed under it."""
+
+    def __init__(self, root: Root, files: Files) -> None:
+        self._root = root
+        self._files = files
+        self._path = root.locks / "writer.lock"
+        # A lock that silently turns into a lock file would not exclude another host.
+        self._lock = FileLock(
+            self._path,
+            mode=0o644,
+            thread_local=False,
+            fallback_to_soft=False,
+            preserve_lock_file=True,
+            on_acquired=self._remember,
+        )
+        self._descriptor: int | None = None
+        self.epoch = 0
+
+    def acquire(self) -> Self:
+        """Takes the lock at once and claims the next epoch. Raises `Busy` where another holds it."""
+        self._root.require_marker()
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise Busy(f"another daemon or command is writing to {self._root.path} ({self._path})") from None
+        try:
+            self.epoch = self._claim()
+        except BaseException:
+            self.release()
+            raise
+        return self
+
+    def release(self) -> None:
+        """Gives the lock back."""
+        self._descriptor = None
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def check(self) -> None:
+        """Before each publication: still the lock's holder, still the highest epoch, ROOT still there.
+
+        Raises `LostWriter` or `StoreError`.
+        """
+        self._root.require_marker()
+        if self._descriptor is None:
+            raise LostWriter(f"the lock on {self._root.path} is not held")
+        held = os.fstat(self._descriptor)
+        try:
+            named = self._path.stat()
+        except OSError as error:
+            raise LostWriter(f"{self._path}: {error.strerror}") from error
+        # After a remount the held descriptor still works, on a file that nobody else locks.
+        if (held.st_dev, held.st_ino) != (named.st_dev, named.st_ino):
+            raise LostWriter(f"{self._path} is another file than the one locked; was ROOT remounted?")
+        highest = max(self._epochs(), default=0)
+        if highest > self.epoch:
+            raise LostWriter(f"epoch {highest} was claimed over this writer's epoch {self.epoch}")
+
+    def _remember(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def _epochs(self) -> list[int]:
+        names = os.listdir(self._root.locks)
+        return [int(match[1]) for name in names if (match := _EPOCH.fullmatch(name))]
+
+    def _claim(self) -> int:
+        token = self._root.locks / f".claim.{uuid.uuid4().hex}"
+        self._files.write_new(token, f"{os.uname().nodename} {os.getpid()}\n".encode())
+        try:
+            while True:
+                epoch = max(self._epochs(), default=0) + 1
+                try:
+                    # link() fails where the name exists, on every file system and between hosts.
+                    self._files.link(token, self._epoch_path(epoch))
+                except FileExistsError:
+                    continue
+                break
+        finally:
+            token.unlink(missing_ok=True)
+        for old in sorted(self._epochs())[:-_EPOCHS_KEPT]:
+            self._files.unlink(self._epoch_path(old))
+        return epoch
+
+    def _epoch_path(self, epoch: int) -> Path:
+        return self._root.locks / f"epoch-{epoch}"

@@ -1,0 +1,55 @@
+"""Logs: JSON lines unless standard error is a terminal, never a credential.
+
+Spec id, commit and digest are bound by the caller under the keys `spec`, `commit` and `digest`.
+"""
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+from envfabric.core.errors import redact
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+def _redact_values(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = redact(value)
+    return event
+
+
+def _logger(*_: object) -> structlog.WriteLogger:
+    # sys.stderr is looked up at each call: a progress display replaces it while it is drawn.
+    return structlog.WriteLogger(sys.stderr)
+
+
+def configure(level: str = "info", json: bool | None = None) -> None:
+    """Sets logging up for this process. `json=None` decides by whether stderr is a terminal."""
+    as_json = not sys.stderr.isatty() if json is None else json
+    processors: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if as_json:
+        # A traceback is text of its own: it is redacted after it has become a value.
+        processors += [structlog.processors.format_exc_info, _redact_values]
+        processors += [structlog.processors.JSONRenderer()]
+    else:
+        processors += [_redact_values, structlog.dev.ConsoleRenderer()]
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=_logger,
+        cache_logger_on_first_use=False,
+    )
+
+
+def get() -> structlog.typing.FilteringBoundLogger:
+    """The process's logger."""
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+    return logger

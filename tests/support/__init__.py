@@ -1,0 +1,1 @@
+"""What the tests stand on: small wheels, an index on the loopback, spec repositories, waiting."""
