@@ -47,9 +47,9 @@ class Repository:
         """
         self.path = path.resolve()
         self.branch = branch
-        self.spec_path = spec_path.strip("/")
-        if any(part in {".", ".."} for part in Path(self.spec_path).parts):
-            raise ConfigError(f"path {spec_path!r} must stay inside the repository, without '.' or '..'")
+        self.spec_path = "/".join(Path(spec_path.strip("/")).parts)
+        if ".." in Path(self.spec_path).parts:
+            raise ConfigError(f"path {spec_path!r} must stay inside the repository, without '..'")
         if branch is not None and (branch.startswith("-") or ".." in branch or not branch.isprintable()):
             raise ConfigError(f"branch {branch!r} is not a branch name")
         try:
