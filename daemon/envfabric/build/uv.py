@@ -229,7 +229,7 @@ def failure(doing: str, finished: Finished, otherwise: Reason) -> SpecError:
         for line in lines
         if not line.startswith(("warning:", "Using ", "hint:", "Resolved ", "Creating "))
     ]
-    words = " ".join(told)[:600] or f"uv ended with exit code {finished.code}"
+    words = ": ".join(told)[:600] or f"uv ended with exit code {finished.code}"
     advice = {
         Reason.POLICY: "Source distributions are not built here: require a version that has a wheel.",
         Reason.FETCH: "It is tried again by itself.",

@@ -1,0 +1,218 @@
+"""Consumers: the Python client and the commands that need nothing but the standard library."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import venv
+from pathlib import Path
+
+import pytest
+
+import envfabric
+from support.fabric import Fabric
+
+PACKAGE = Path(envfabric.__file__).parent
+
+
+@pytest.fixture
+def served(fabric: Fabric) -> Fabric:
+    """One environment that is ready, one that failed, one for Ray whose ray is a stand-in wheel."""
+    fabric.packages.add_wheel("ray", "9.9")
+    runtime = '[tool.envfabric.runtime-env]\nenv_vars = { OMP_NUM_THREADS = "4" }\nexcludes = ["*.log"]\n'
+    fabric.repo.spec("wf/ready", ["alpha"], table=runtime)
+    fabric.repo.spec("wf/ray", ["ray"], table=runtime + 'working_dir = "s3://bucket/code.zip"')
+    fabric.repo.spec("wf/failed", ["no-such-thing"])
+    fabric.repo.commit()
+    fabric.run_once(expect=1)
+    return fabric
+
+
+def test_python_gives_the_immutable_interpreter(served: Fabric, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ROOT comes from the argument, ENVFABRIC_ROOT or the settings file."""
+    expected = served.index()["python"]["wf/ready"]
+    assert envfabric.python("wf/ready", root=served.root) == expected
+    monkeypatch.setenv("ENVFABRIC_ROOT", str(served.root))
+    assert envfabric.python("wf/ready") == expected
+    monkeypatch.delenv("ENVFABRIC_ROOT")
+    monkeypatch.setenv("ENVFABRIC_CONFIG", str(served.folder / "envfabric.toml"))
+    assert envfabric.python("wf/ready") == expected
+    assert "/store/" in expected
+    assert not os.path.islink(Path(expected).parents[2])
+
+
+def test_runtime_env_carries_what_the_spec_says(served: Fabric) -> None:
+    """py_executable, env_vars, working_dir and excludes, for a Ray environment."""
+    assert envfabric.runtime_env("wf/ray", root=served.root) == {
+        "py_executable": served.index()["python"]["wf/ray"],
+        "env_vars": {"OMP_NUM_THREADS": "4"},
+        "working_dir": "s3://bucket/code.zip",
+        "excludes": ["*.log"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("spec_id", "error", "words"),
+    [
+        ("wf/missing", envfabric.UnknownEnvironment, ("wf/missing", "Commit wf/missing/pyproject.toml")),
+        (
+            "wf/failed",
+            envfabric.EnvironmentFailed,
+            ("unresolvable", "no-such-thing", "failures/wf/failed.log"),
+        ),
+    ],
+)
+def test_what_is_not_served_says_what_to_do(
+    served: Fabric, spec_id: str, error: type[Exception], words: tuple[str, ...]
+) -> None:
+    """A missing or failed id is an error of its own, with the daemon's words."""
+    with pytest.raises(error) as caught:
+        envfabric.python(spec_id, root=served.root)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_runtime_env_refuses_what_would_hang(served: Fabric) -> None:
+    """An environment without ray, or whose interpreter is not on this machine, is refused at once."""
+    with pytest.raises(envfabric.EnvironmentFailed, match="has no ray"):
+        envfabric.runtime_env("wf/ready", root=served.root)
+    (served.root / "store").rename(served.root / "elsewhere")
+    with pytest.raises(envfabric.EnvironmentFailed, match="mounted"):
+        envfabric.runtime_env("wf/ray", root=served.root)
+
+
+def test_root_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unmounted NAS and an unknown ROOT are named as such."""
+    with pytest.raises(envfabric.RootNotFound, match="mounted"):
+        envfabric.python("wf/a", root=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ENVFABRIC_ROOT", raising=False)
+    with pytest.raises(envfabric.RootNotFound, match="ENVFABRIC_ROOT"):
+        envfabric.python("wf/a")
+
+
+def test_pending_is_an_error_or_is_waited_for(fabric: Fabric) -> None:
+    """Without wait= a pending id is NotReady; with it, the call returns when it is served, or fails."""
+    hold = fabric.packages.hold("held")
+    fabric.packages.add_wheel("held", "1.0")
+    fabric.repo.spec("wf/other", ["alpha"])
+    first = fabric.repo.commit()
+    with fabric.daemon() as daemon:
+        daemon.wait_for_index(first)
+        with pytest.raises(envfabric.UnknownEnvironment):
+            envfabric.python("wf/held", root=fabric.root, wait=0.2)
+        fabric.repo.spec("wf/held", ["held"])
+        fabric.repo.spec("wf/broken", ["no-such-thing"])
+        fabric.repo.commit()
+        with pytest.raises(envfabric.EnvironmentFailed):
+            envfabric.python("wf/broken", root=fabric.root, wait=60)
+        with pytest.raises(envfabric.NotReady, match="pending"):
+            envfabric.python("wf/held", root=fabric.root)
+        results: list[str] = []
+        waiter = threading.Thread(
+            target=lambda: results.append(envfabric.python("wf/held", root=fabric.root, wait=60))
+        )
+        waiter.start()
+        hold.set()
+        waiter.join(timeout=60)
+        assert results == [fabric.index()["python"]["wf/held"]]
+
+
+def test_commands_print_for_scripts(served: Fabric) -> None:
+    """`which` prints the path, `runtime-env` JSON; failures go to standard error with exit code 1."""
+    root = ("--root", str(served.root))
+    done = served.command("which", "wf/ready", *root)
+    assert (done.returncode, done.stdout.strip()) == (0, served.index()["python"]["wf/ready"])
+    done = served.command("runtime-env", "wf/ray", *root)
+    assert json.loads(done.stdout) == envfabric.runtime_env("wf/ray", root=served.root)
+    for words in (("which", "wf/failed"), ("which", "wf/missing"), ("runtime-env", "wf/ready")):
+        done = served.command(*words, *root)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("envfabric: ")
+    assert served.command("which", *root).returncode == 2
+
+
+def test_exec_runs_inside_the_environment(served: Fabric) -> None:
+    """The command finds the environment's programs first, gets its env_vars, and its exit code comes back."""
+    code = (
+        "import alpha, os, sys; print(os.environ['OMP_NUM_THREADS'], os.environ['VIRTUAL_ENV']); sys.exit(7)"
+    )
+    done = served.command("exec", "--root", served.root, "wf/ready", "--", "python", "-c", code)
+    assert done.returncode == 7, done.stderr
+    threads, prefix = done.stdout.split()
+    assert threads == "4"
+    assert f"{prefix}/bin/python" == served.index()["python"]["wf/ready"]
+    done = served.command("exec", "--root", served.root, "wf/ready", "--", "no-such-program")
+    assert done.returncode == 127
+    assert "no-such-program: not found" in done.stderr
+    assert served.command("exec", "--root", served.root, "wf/ready").returncode == 2
+
+
+def test_status_shows_all_and_one(served: Fabric) -> None:
+    """A line for each spec with its error, all about one, and the same as JSON; exit code 1 for no such id."""
+    root = ("--root", str(served.root))
+    lines = served.command("status", *root).stdout.splitlines()
+    line = next(line for line in lines if line.startswith("wf/failed"))
+    assert "failed" in line
+    assert "unresolvable: resolving wf/failed" in line
+    one = served.command("status", "wf/ready", *root).stdout
+    assert served.index()["python"]["wf/ready"] in one
+    assert json.loads(served.command("status", "--json", *root).stdout) == served.index()
+    entry = json.loads(served.command("status", "wf/failed", "--json", *root).stdout)
+    assert entry == served.entry("wf/failed")
+    assert served.command("status", "wf/missing", *root).returncode == 1
+
+
+def test_base_distribution_needs_no_packages(served: Fabric, tmp_path: Path) -> None:
+    """In a bare interpreter the client and its commands work, and other commands name the extra."""
+    bare = tmp_path / "bare"
+    venv.create(bare, with_pip=False, symlinks=True)
+    env = {"PYTHONPATH": str(PACKAGE.parent), "PATH": os.environ["PATH"]}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [str(bare / "bin" / "python"), *words]
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+
+    done = run("-m", "envfabric", "which", "--root", str(served.root), "wf/ready")
+    assert (done.returncode, done.stdout.strip()) == (0, served.index()["python"]["wf/ready"])
+    code = f"import envfabric; print(envfabric.runtime_env('wf/ray', root={str(served.root)!r})['py_executable'])"
+    assert run("-c", code).stdout.strip() == served.index()["python"]["wf/ray"]
+    done = run("-m", "envfabric", "status")
+    assert done.returncode == 2
+    assert "environment-fabric[daemon]" in done.stderr
+
+
+def test_built_wheel_installs_and_has_no_dependencies(tmp_path: Path) -> None:
+    """The wheel that users get carries the command, the example specs and no requirement of the base."""
+    import uv
+
+    binary = str(uv.find_uv_bin())
+    project = PACKAGE.parents[1]
+    subprocess.run(
+        [binary, "build", "--wheel", "--quiet", "--out-dir", tmp_path, project],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("environment_fabric-*.whl")
+    place = tmp_path / "venv"
+    subprocess.run([binary, "venv", "--quiet", "--python", sys.executable, place], check=True)
+    install = [binary, "pip", "install", "--quiet", "--offline", "--python", str(place), str(wheel)]
+    subprocess.run(install, check=True)
+    listed = subprocess.run(
+        [binary, "pip", "list", "--quiet", "--python", place, "--format", "json"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert [one["name"] for one in json.loads(listed.stdout)] == ["environment-fabric"]
+    done = subprocess.run(
+        [place / "bin" / "envfabric", "which", "x/y", "--root", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "mounted" in done.stderr
+    examples = next(place.glob("lib/python*/site-packages/envfabric/specs-example"))
+    assert sorted(path.name for path in examples.glob("*/*/pyproject.toml"))
