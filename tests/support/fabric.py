@@ -33,6 +33,7 @@ class Fabric:
     packages: SimpleIndex
     repo: SpecRepo
     settings: dict[str, Any] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
 
     @property
     def root(self) -> Path:
@@ -42,7 +43,7 @@ class Fabric:
     def environment(self) -> dict[str, str]:
         home = self.folder / "home"
         home.mkdir(exist_ok=True)
-        return {"PATH": os.environ["PATH"], "HOME": str(home), "LC_ALL": "C.UTF-8"}
+        return {"PATH": os.environ["PATH"], "HOME": str(home), "LC_ALL": "C.UTF-8", **self.variables}
 
     def configure(self) -> Path:
         """Writes the settings file: the local index, the tests' interpreter, and what `settings` adds."""

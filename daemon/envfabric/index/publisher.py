@@ -6,6 +6,7 @@ index names exists, and the next start flips what was left.
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Mapping
 
 from envfabric.core.errors import StoreError
@@ -19,6 +20,9 @@ from envfabric.store.writer import Writer
 BURST_INTERVAL = 1.0
 """Seconds between two publications of a burst."""
 
+SINGLES = 3
+"""Publications within the interval that still count as single changes, where nothing else is under way."""
+
 
 class Publisher:
     """Publishes the index of one ROOT. Belongs to the loop's thread."""
@@ -28,8 +32,10 @@ class Publisher:
         self._files = files
         self._writer = writer
         self._generations = generations
-        self._due: float | None = None
-        self._last_outcome = -BURST_INTERVAL
+        self._outcome = False
+        self._progress_due: float | None = None
+        self._not_before = 0.0
+        self._recent: deque[float] = deque(maxlen=SINGLES)
         self._linked: dict[str, int] = {}
         self.published: Index | None = None
 
@@ -40,18 +46,35 @@ class Publisher:
         return self.published
 
     def want(self, *, outcome: bool) -> None:
-        """Asks for a publication: at once for an outcome, within the interval for mere progress."""
+        """Asks for a publication: of an outcome, or within the interval of mere progress."""
+        if outcome:
+            self._outcome = True
+        elif self._progress_due is None:
+            self._progress_due = time.monotonic() + BURST_INTERVAL
+
+    def wait(self, *, quiet: bool) -> float | None:
+        """Seconds until a publication is due; None where none is wanted.
+
+        `quiet` says that nothing is under way: then an outcome is a single change, and due at once.
+        """
         clock = time.monotonic()
-        due = max(clock, self._last_outcome + BURST_INTERVAL) if outcome else clock + BURST_INTERVAL
-        self._due = due if self._due is None else min(self._due, due)
+        if self._outcome:
+            singles = [at for at in self._recent if clock - at < BURST_INTERVAL]
+            last = self._recent[-1] if self._recent else -BURST_INTERVAL
+            due = clock if quiet and len(singles) < SINGLES else last + BURST_INTERVAL
+        elif self._progress_due is not None:
+            due = self._progress_due
+        else:
+            return None
+        return max(0.0, due - clock, self._not_before - clock)
 
     def postpone(self) -> None:
         """After a publication that failed: tries again in a while instead of at once."""
-        self._due = time.monotonic() + 2 * BURST_INTERVAL
+        self._not_before = time.monotonic() + 2 * BURST_INTERVAL
 
-    def wait(self) -> float | None:
-        """Seconds until the wanted publication is due; None where none is wanted."""
-        return None if self._due is None else max(0.0, self._due - time.monotonic())
+    def _settled(self) -> None:
+        self._outcome = False
+        self._progress_due = None
 
     def publish(
         self, revision: str | None, entries: Mapping[str, Entry], problems: tuple[Problem, ...]
@@ -62,15 +85,17 @@ class Publisher:
         """
         old = self.published
         if old and (old.revision, old.entries, old.problems) == (revision, entries, problems):
-            self._due = None
+            self._flip(old)
+            self._settled()
             return None
         self._writer.check()
         index = Index(revision, self._next_sequence(), now(), dict(entries), problems)
         self._files.write_atomic(self._root.index, to_json(index, self._root))
         self.published = index
-        self._due = None
-        self._last_outcome = time.monotonic()
+        self._recent.append(time.monotonic())
+        # Where this fails the publication stays wanted, and the next one finds only links to flip.
         self._flip(index)
+        self._settled()
         return index
 
     def _next_sequence(self) -> int:
@@ -85,6 +110,9 @@ class Publisher:
             for spec_id, entry in index.entries.items()
             if entry.generation is not None
         }
+        if serving == self._linked:
+            return
+        self._writer.check()
         try:
             for spec_id in self._linked.keys() - serving.keys():
                 self._generations.withdraw(spec_id)

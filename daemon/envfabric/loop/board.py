@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 
 from envfabric.build.uv import Stopped
 from envfabric.core.errors import Reason, SpecError, StoreError, from_os_error
@@ -153,7 +152,7 @@ class Board:
         attempts = self.retries[spec_id].attempts + 1 if spec_id in self.retries else 0
         delay = min(RETRY_FIRST * 2**attempts, RETRY_MOST)
         self.retries[spec_id] = Retry(time.monotonic() + delay, attempts)
-        return (datetime.now(UTC) + timedelta(seconds=delay)).isoformat(timespec="seconds")
+        return now(delay)
 
     def _explain(self, spec_id: str, error: BaseException) -> SpecError:
         if isinstance(error, SpecError):

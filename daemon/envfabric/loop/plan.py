@@ -50,7 +50,9 @@ def pending(old: Entry | None, ref: SpecRef, commit: str) -> Entry:
     """The entry of content that is looked into next; what is served stays served."""
     if old is None:
         return Entry(state="pending", tree=ref.tree, commit=commit)
-    return replace(old, state="pending", tree=ref.tree, commit=commit, error=None)
+    # `commit` says where this content was first seen: it stays while the content does.
+    first = old.commit if old.tree == ref.tree else commit
+    return replace(old, state="pending", tree=ref.tree, commit=first, error=None)
 
 
 def refused(old: Entry | None, ref: SpecRef, commit: str) -> Entry:

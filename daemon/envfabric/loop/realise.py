@@ -38,6 +38,8 @@ class Served:
     """A generation that can be published now."""
 
     generation: Generation
+    resolve_seconds: float | None = None
+    """How long uv took to resolve; None where it was not asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Missing:
 
     spec: Spec
     resolution: Resolution
-    resolve_seconds: float
+    resolve_seconds: float | None
 
 
 Prepared = Served | Suspended | Missing
@@ -96,12 +98,11 @@ class Realiser:
             if generation.inputs == spec.inputs and self._closures.exists(generation.digest):
                 self._check_ray(spec, generation.ray_version)
                 return Served(generation)
-        began = time.monotonic()
-        resolution = self._resolve(spec, self._base(request, retained))
+        resolution, seconds = self._resolve(spec, self._base(request, retained))
         self._check_ray(spec, resolution.closure.version_of("ray"))
         if not self._closures.exists(resolution.closure.digest):
-            return Missing(spec, resolution, time.monotonic() - began)
-        return Served(self.finish(request, spec, resolution))
+            return Missing(spec, resolution, seconds)
+        return Served(self.finish(request, spec, resolution), seconds)
 
     def build(self, missing: Missing, tell: Callable[[str], None]) -> Built:
         """Builds what a spec misses. Raises `SpecError`, `StoreError` and `OSError`."""
@@ -129,12 +130,16 @@ class Realiser:
         )
         return self._generations.record(generation, Content(spec.pyproject, resolution.lock))
 
-    def _resolve(self, spec: Spec, base: bytes | None) -> Resolution:
+    def _resolve(self, spec: Spec, base: bytes | None) -> tuple[Resolution, float | None]:
         python = self._interpreters.choose(spec.python)
         key = self._resolver.key(spec, python, base)
         # Specs that ask for the same at the same moment: one asks uv, the others find its answer.
         with self._asking.holding(key):
-            return self._resolver.known(spec, key) or self._resolver.resolve(spec, python, base)
+            known = self._resolver.known(spec, key)
+            if known is not None:
+                return known, None
+            began = time.monotonic()
+            return self._resolver.resolve(spec, python, base), time.monotonic() - began
 
     def _base(self, request: Request, retained: list[Generation]) -> bytes | None:
         serving = next((one for one in retained if one.number == request.serving), None)

@@ -93,7 +93,7 @@ class Reconciler:
                 self.heartbeat = time.monotonic()
                 self._round()
                 on_round()
-                if self._once and self.work.idle and self._publisher.wait() is None:
+                if self._once and self.work.idle and self._publication_wait() is None:
                     break
                 self._wait()
         finally:
@@ -117,14 +117,14 @@ class Reconciler:
             self.work.add(spec_id)
         if self.work.start():
             self._publisher.want(outcome=False)
-        if self._publisher.wait() == 0.0:
+        if self._publication_wait() == 0.0:
             self._publish()
 
     def _wait(self) -> None:
         clock = time.monotonic()
         waits = [ROUND, self._next_look - clock]
         waits += [retry.due - clock for retry in self.board.retries.values() if retry.due > clock]
-        due = self._publisher.wait()
+        due = self._publication_wait()
         if due is not None:
             waits.append(due)
         with contextlib.suppress(queue.Empty):
@@ -132,6 +132,9 @@ class Reconciler:
             while True:
                 event()
                 event = self._inbox.get_nowait()
+
+    def _publication_wait(self) -> float | None:
+        return self._publisher.wait(quiet=self.work.idle)
 
     def _look_now(self) -> None:
         self._next_look = 0.0

@@ -53,13 +53,18 @@ class RefWatch:
                 watch_filter=matters,
                 debounce=50,
                 step=10,
-                rust_timeout=1000,
+                rust_timeout=500,
+                yield_on_timeout=True,
                 stop_event=self._stop,
                 recursive=recursive,
                 raise_interrupt=False,
             )
-            for _ in changes:
-                self._moved()
+            live = False
+            for found in changes:
+                # What moved before the watch was set up is found by a look once it is.
+                if found or not live:
+                    self._moved()
+                live = True
         except (OSError, RuntimeError):
             # The folder went away or inotify has no room: the periodic look goes on alone.
             return

@@ -138,6 +138,8 @@ class Work:
         result = future.result()
         if not isinstance(result, Suspended):
             self._metrics.closure_requests.inc()
+            if result.resolve_seconds is not None:
+                self._metrics.build_duration.labels("resolve").observe(result.resolve_seconds)
         if isinstance(result, Served):
             self._metrics.closure_hits.inc()
         if not self._board.wants(request):
@@ -147,7 +149,6 @@ class Work:
         elif isinstance(result, Suspended):
             self._board.suspend(spec_id)
         else:
-            self._metrics.build_duration.labels("resolve").observe(result.resolve_seconds)
             self._want(request, result)
 
     def _want(self, request: Request, missing: Missing) -> None:

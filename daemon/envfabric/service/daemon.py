@@ -25,7 +25,7 @@ from envfabric.loop.realise import Ray, Realiser
 from envfabric.loop.reconciler import Reconciler
 from envfabric.loop.watch import RefWatch
 from envfabric.service.http import HttpServer, Shown
-from envfabric.service.notify import notify
+from envfabric.service.notify import Notifier
 from envfabric.service.settings import Settings, address
 from envfabric.specs.policy import Policy
 from envfabric.specs.repository import Repository, SourceError
@@ -52,6 +52,7 @@ class Daemon:
         self._settings = settings
         self._adopt = adopt
         self._files = Files()
+        self._notifier = Notifier()
         self._log = logs.get()
         self._stopping = threading.Event()
         self._reconciler: Reconciler | None = None
@@ -86,7 +87,7 @@ class Daemon:
             with self._as_writer(wait=True) as writer:
                 if writer is not None:
                     self._loop(writer, once=False, on_round=on_round)
-            notify("STOPPING=1")
+            self._notifier.tell("STOPPING=1")
 
     def run_once(self, on_round: Callable[[], None] = lambda: None) -> Index | None:
         """Makes the revision true once and gives what is published.
@@ -153,13 +154,13 @@ class Daemon:
                     raise ConfigError(f"{error}; it makes the revision true by itself") from None
                 if not told:
                     self._log.info("standby", reason=str(error))
-                    notify("READY=1", "STATUS=standby")
+                    self._notifier.tell("READY=1", "STATUS=standby")
                 told = True
             if self._stopping.wait(STANDBY_INTERVAL):
                 yield None
                 return
         self.metrics.writer.set(1)
-        notify("READY=1", f"STATUS=writing, epoch {writer.epoch}")
+        self._notifier.tell("READY=1", f"STATUS=writing, epoch {writer.epoch}")
         try:
             yield writer
         finally:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _CHUNK = 1 << 20
+_REMEMBERED = 200_000
+"""Files whose digest is kept in memory: about 50 MB."""
 
 
 @dataclass(slots=True)
@@ -41,6 +43,8 @@ class Hashes:
         key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         known = self._known.get(key)
         if known is None:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
             known = self._known[key] = _sha256(path)
         return known
 

@@ -5,7 +5,7 @@ import json
 import os
 import uuid
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from envfabric.core.errors import ConfigError, StoreError, root_characters_are_valid
@@ -182,6 +182,7 @@ def probe_links(root: Root) -> None:
         raise ConfigError(f"{root.path}: a hardlink became a copy. Choose a file system that has hard links.")
 
 
-def now() -> str:
-    """The time as it is written in every file: UTC, ISO 8601, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def now(later: float = 0.0) -> str:
+    """The time, or the one `later` seconds from now, as it is written in every file: UTC, ISO 8601."""
+    moment = datetime.now(UTC) + timedelta(seconds=later)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

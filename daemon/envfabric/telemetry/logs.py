@@ -34,13 +34,11 @@ def configure(level: str = "info", json: bool | None = None) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        # A traceback is text as well: it is redacted after it has become a value.
+        structlog.processors.format_exc_info,
+        _redact_values,
+        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(),
     ]
-    if as_json:
-        # A traceback is text of its own: it is redacted after it has become a value.
-        processors += [structlog.processors.format_exc_info, _redact_values]
-        processors += [structlog.processors.JSONRenderer()]
-    else:
-        processors += [_redact_values, structlog.dev.ConsoleRenderer()]
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
