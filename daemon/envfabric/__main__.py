@@ -5,9 +5,7 @@ import sys
 from envfabric.client import commands
 
 
-def main() -> None:
-    """Runs the command line and exits: 0 done, 1 something failed, 2 wrong usage or configuration."""
-    arguments = sys.argv[1:]
+def _run(arguments: list[str]) -> None:
     if arguments and arguments[0] in commands.SUMMARIES:
         sys.exit(commands.main(arguments))
     try:
@@ -23,6 +21,15 @@ def main() -> None:
         )
         sys.exit(2)
     run(arguments)
+
+
+def main() -> None:
+    """Runs the command line and exits: 0 done, 1 something failed, 2 wrong usage or configuration."""
+    try:
+        _run(sys.argv[1:])
+    except KeyboardInterrupt:
+        # Before the daemon's own handlers are in place; the shell's convention for SIGINT.
+        sys.exit(130)
 
 
 if __name__ == "__main__":

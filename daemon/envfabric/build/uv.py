@@ -9,6 +9,7 @@ import fnmatch
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,6 @@ from envfabric.store.root import Root
 _PASSED = (
     "HOME",
     "PATH",
-    "TMPDIR",
     "XDG_CONFIG_HOME",
     "XDG_CONFIG_DIRS",
     "NETRC",
@@ -133,6 +133,11 @@ class Uv:
         self, command: Sequence[str], *, cwd: Path, hold: int | None, env: Mapping[str, str]
     ) -> Finished:
         """Runs any command of a build under the same limits."""
+        # uv leaves its lock files in TMPDIR, one for each project folder, and ours are never the same twice.
+        with tempfile.TemporaryDirectory(prefix="envfabric-", ignore_cleanup_errors=True) as temporary:
+            return self._run(command, cwd, hold, {**env, "TMPDIR": temporary})
+
+    def _run(self, command: Sequence[str], cwd: Path, hold: int | None, env: Mapping[str, str]) -> Finished:
         began = time.monotonic()
         with self._lock:
             if self._stopping:
@@ -140,7 +145,7 @@ class Uv:
             process = subprocess.Popen(
                 command,
                 cwd=cwd,
-                env=dict(env),
+                env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -184,6 +189,8 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 _MEANINGS = (
+    # Said inside of a "Failed to download", but trying again gives the same bytes.
+    (Reason.BUILD_FAILED, ("Hash mismatch",)),
     (Reason.NO_SPACE, ("No space left on device", "Disk quota exceeded")),
     (
         Reason.POLICY,

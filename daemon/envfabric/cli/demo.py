@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import typer
@@ -21,13 +22,13 @@ _IDENTITY = {"user.name": "envfabric demo", "user.email": "demo@localhost"}
 
 def run_demo(folder: Path) -> None:
     """Prepares `folder` where it is not yet, and runs the daemon until it is stopped. Raises `ConfigError`."""
-    check_path(folder)
+    folder = check_path(folder)
     specs, nas = folder / "specs", folder / "nas"
     _make_repository(specs)
     init_root(nas, Files())
-    settings = load_settings(
-        None, {"repo": specs, "root": nas, "listen": "127.0.0.1:0", "path": "", "branch": "main"}
-    )
+    flags = {"repo": specs, "root": nas, "listen": "127.0.0.1:0", "path": "", "branch": "main"}
+    # The settings of an installation on this machine are not the demo's.
+    settings = load_settings(None, flags, discover=False)
     logs.configure(settings.log_level)
     daemon = Daemon(settings)
     told = False
@@ -59,19 +60,24 @@ def example_specs() -> Path:
 
 
 def _make_repository(path: Path) -> None:
-    if (path / ".git").is_dir():
+    if path.exists():
         return
     try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(example_specs(), path, ignore=shutil.ignore_patterns("__pycache__"))
-        _git(path, "init", "--quiet", "--initial-branch=main")
-        for key, value in _IDENTITY.items():
-            # A machine that has never seen a commit has no identity; one that has one keeps it.
-            if subprocess.run(["git", "config", key], cwd=path, capture_output=True, check=False).returncode:
-                _git(path, "config", key, value)
-        _git(path, "add", "--all")
-        _git(path, "commit", "--quiet", "--no-verify", "--no-gpg-sign", "--message=The example specs")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Made beside and renamed: interrupted half-way, the next demo begins anew.
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".specs-") as beside:
+            made = Path(beside) / "specs"
+            shutil.copytree(example_specs(), made, ignore=shutil.ignore_patterns("__pycache__"))
+            _git(made, "init", "--quiet", "--initial-branch=main")
+            for key, value in _IDENTITY.items():
+                # A machine that has never seen a commit has no identity; one that has one keeps it.
+                if subprocess.run(
+                    ["git", "config", key], cwd=made, capture_output=True, check=False
+                ).returncode:
+                    _git(made, "config", key, value)
+            _git(made, "add", "--all")
+            _git(made, "commit", "--quiet", "--no-verify", "--no-gpg-sign", "--message=The example specs")
+            made.rename(path)
     except OSError as error:
         raise ConfigError(f"{path} can't be made: {error}") from error
 

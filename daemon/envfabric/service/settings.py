@@ -94,9 +94,12 @@ class Settings(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
 
-def load_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
-    """The settings in force. Raises `ConfigError` that names the wrong key and what is allowed."""
-    file = find_config(config)
+def load_settings(config: Path | None, flags: dict[str, Any], *, discover: bool = True) -> Settings:
+    """The settings in force; `discover` looks for a file where `config` names none.
+
+    Raises `ConfigError` that names the wrong key and what is allowed.
+    """
+    file = find_config(config) if discover else config
     if file is not None and not file.is_file():
         raise ConfigError(f"the settings file {file} does not exist")
     _check_variables()
