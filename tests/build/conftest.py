@@ -1,0 +1,110 @@
+"""A prepared ROOT with real uv on it, a package index that a test may change, and specs from few words."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envfabric.build.interpreters import Interpreter, inspect
+from envfabric.build.resolve import Resolver
+from envfabric.build.uv import Finished, Uv
+from envfabric.specs.policy import Policy
+from envfabric.specs.spec import Spec, read_spec
+from envfabric.store.closures import Closures
+from envfabric.store.files import Files
+from envfabric.store.root import Root, init_root
+from support.fabric import BASE_PYTHON
+from support.simple_index import SimpleIndex
+
+MakeSpec = Callable[..., Spec]
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """uv reads no configuration of whoever runs the tests."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("XDG_CONFIG_HOME", "XDG_CONFIG_DIRS", "UV_CONFIG_FILE", "UV_DEFAULT_INDEX", "UV_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def files() -> Files:
+    return Files()
+
+
+@pytest.fixture
+def root(tmp_path: Path, files: Files) -> Root:
+    """A prepared NAS folder."""
+    return init_root(tmp_path / "nas", files)
+
+
+@pytest.fixture
+def closures(root: Root, files: Files) -> Closures:
+    return Closures(root, files)
+
+
+@pytest.fixture
+def index(own_packages: SimpleIndex) -> SimpleIndex:
+    """alpha, beta (which requires alpha), and gamma in two versions."""
+    own_packages.add_wheel("beta", "1.0", requires=["alpha"])
+    own_packages.add_wheel("gamma", "1.0")
+    own_packages.add_wheel("gamma", "2.0")
+    return own_packages
+
+
+@pytest.fixture
+def runs() -> list[list[str]]:
+    """The arguments of every uv process that `uv` ran."""
+    return []
+
+
+@pytest.fixture
+def uv(root: Root, index: SimpleIndex, runs: list[list[str]]) -> Uv:
+    """uv on ROOT, whose default index is `index`."""
+
+    class Counted(Uv):
+        def run(self, arguments: Sequence[str], **details: Any) -> Finished:
+            runs.append(list(arguments))
+            return super().run(arguments, **details)
+
+    return Counted(root, timeout=60, index=index.url)
+
+
+@pytest.fixture
+def resolver(root: Root, files: Files, uv: Uv, closures: Closures) -> Resolver:
+    return Resolver(root, files, uv, closures.staging)
+
+
+@pytest.fixture(scope="session")
+def python() -> Interpreter:
+    """The interpreter that the tests' own is made from."""
+    found = inspect(BASE_PYTHON)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def make_spec(index: SimpleIndex) -> MakeSpec:
+    """A spec by its name and requirements; `tail` is TOML that follows [project]'s own keys."""
+
+    def make(
+        name: str,
+        dependencies: Sequence[str] = (),
+        *,
+        version: str = "0.1.0",
+        tail: str = "",
+        local: bool = False,
+        files: Mapping[str, bytes] | None = None,
+    ) -> Spec:
+        lines = ["[project]", f"name = {json.dumps(name)}", f"version = {json.dumps(version)}"]
+        lines += ['requires-python = ">=3.11"', f"dependencies = {json.dumps(list(dependencies))}", tail]
+        if local:
+            lines += ["[[tool.uv.index]]", 'name = "local"', f'url = "{index.url}"', "default = true"]
+        content = {"pyproject.toml": "\n".join([*lines, ""]).encode(), **(files or {})}
+        return read_spec(f"wf/{name}", "0" * 40, content, Policy(indexes=(index.url,)))
+
+    return make

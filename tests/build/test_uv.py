@@ -1,0 +1,185 @@
+"""uv's environment, time limit and process group; what gets in from the daemon's own environment."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from envfabric.build.uv import Finished, Stopped, Uv, failure
+from envfabric.core.errors import Reason, SpecError
+from envfabric.store.root import Root
+from support.simple_index import SimpleIndex
+from support.waiting import wait_for
+
+SPAWN = "sh -c 'echo $$ > {pids}/child; exec sleep 600' & echo $$ > {pids}/parent; wait"
+
+
+def ended(pid: int) -> bool:
+    """Whether a process is gone, or a zombie that nobody has waited for yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
+
+
+def read_pids(folder: Path) -> list[int]:
+    return [int(path.read_text()) for path in folder.iterdir() if path.read_text().strip()]
+
+
+@pytest.mark.parametrize("fleet", [True, False])
+def test_nothing_of_the_daemons_environment_gets_in(
+    root: Root, monkeypatch: pytest.MonkeyPatch, fleet: bool
+) -> None:
+    """Secrets, Python's and uv's own variables of whoever started the daemon don't reach uv."""
+    names = [
+        "UV_NO_BUILD", "UV_LINK_MODE", "UV_CACHE_DIR", "UV_PYTHON", "UV_PRERELEASE", "UV_RESOLUTION", "UV_EXTRA_INDEX",
+        "UV_FIND_LINKS", "UV_OFFLINE", "UV_NO_BINARY_PACKAGE", "UV_PROJECT_ENVIRONMENT", "UV_EXCLUDE_NEWER",
+        "UV_PYTHON_DOWNLOADS", "UV_FROZEN", "UV_WORKING_DIRECTORY", "UV_TORCH_BACKEND", "VIRTUAL_ENV", "PYTHONPATH",
+        "PYTHONHOME", "AWS_SECRET_ACCESS_KEY", "NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY", "LD_PRELOAD", "SSH_AUTH_SOCK",
+        "SOURCE_DATE_EPOCH", "GIT_SSH_COMMAND",
+    ]  # fmt: skip
+    for name in names:
+        monkeypatch.setenv(name, "from the shell")
+    environment = Uv(root).environment(fleet=fleet)
+    assert "from the shell" not in environment.values()
+    fixed = {"UV_NO_BUILD": "1", "UV_LINK_MODE": "hardlink", "UV_CACHE_DIR": f"{root.path}/uv_cache"}
+    assert environment.items() >= fixed.items()
+    assert environment["UV_PYTHON_DOWNLOADS"] == "never"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["UV_INDEX_PRIVATE_USERNAME", "UV_INDEX_PRIVATE_PASSWORD", "SSL_CERT_FILE", "HTTPS_PROXY", "no_proxy", "NETRC",
+     "UV_KEYRING_PROVIDER"],
+)  # fmt: skip
+@pytest.mark.parametrize("fleet", [True, False])
+def test_credentials_certificates_and_proxies_pass(
+    root: Root, monkeypatch: pytest.MonkeyPatch, name: str, fleet: bool
+) -> None:
+    """What uv needs to reach an index gets through, in resolving as in checking and installing."""
+    monkeypatch.setenv(name, "needed")
+    assert Uv(root).environment(fleet=fleet)[name] == "needed"
+
+
+def test_fleet_settings_apply_only_where_the_daemon_resolves(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fleet's index makes a good committed lock look stale, so checking does not see it."""
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "http://shell.example/simple")
+    uv = Uv(root, index="http://fleet.example/simple")
+    assert uv.environment(fleet=True)["UV_DEFAULT_INDEX"] == "http://fleet.example/simple"
+    assert "UV_DEFAULT_INDEX" not in uv.environment(fleet=False)
+    assert Uv(root).environment(fleet=True)["UV_DEFAULT_INDEX"] == "http://shell.example/simple"
+
+
+def test_index_credentials_reach_the_index(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uv logs in at a private index with the daemon's variables, and says the password nowhere."""
+    project = tmp_path / "project"
+    project.mkdir()
+    with SimpleIndex(tmp_path / "private", user="reader", password="hidden") as private:
+        private.add_wheel("secret-package")
+        text = '[project]\nname = "one"\nversion = "1"\nrequires-python = ">=3.11"\ndependencies = ["secret-package"]\n'
+        text += f'[[tool.uv.index]]\nname = "own"\nurl = "{private.url}"\ndefault = true\n'
+        (project / "pyproject.toml").write_text(text)
+        assert Uv(root).run(["lock"], cwd=project).code != 0
+        monkeypatch.setenv("UV_INDEX_OWN_USERNAME", "reader")
+        monkeypatch.setenv("UV_INDEX_OWN_PASSWORD", "hidden")
+        done = Uv(root).run(["lock"], cwd=project)
+    assert done.code == 0, done.stderr
+    assert "hidden" not in (project / "uv.lock").read_text() + done.stdout + done.stderr
+
+
+def test_timeout_ends_the_whole_process_group(root: Root, tmp_path: Path) -> None:
+    """After the time limit the process and its children are gone, and the error says what to raise."""
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    with pytest.raises(SpecError) as caught:
+        Uv(root, timeout=1).run_command(
+            ["sh", "-c", SPAWN.format(pids=pids)], cwd=tmp_path, hold=None, env={"PATH": os.environ["PATH"]}
+        )
+    assert caught.value.reason is Reason.TIMEOUT
+    assert "ran longer than 1 s" in caught.value.message
+    assert "build_timeout" in caught.value.message
+    found = read_pids(pids)
+    assert len(found) == 2
+    wait_for(lambda: all(map(ended, found)), timeout=10, message="a child lives on")
+
+
+def test_stop_ends_what_runs_and_lets_nothing_start(root: Root, tmp_path: Path) -> None:
+    """Stopping ends running processes with their children; each caller hears `Stopped`, later ones at once."""
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    uv = Uv(root)
+    heard: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            command = ["sh", "-c", SPAWN.format(pids=pids)]
+            uv.run_command(command, cwd=tmp_path, hold=None, env={"PATH": os.environ["PATH"]})
+        except BaseException as error:
+            heard.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    wait_for(lambda: len(read_pids(pids)) == 2, message="nothing was started")
+    found = read_pids(pids)
+    uv.stop()
+    thread.join(10)
+    assert [type(error) for error in heard] == [Stopped]
+    wait_for(lambda: all(map(ended, found)), timeout=10, message="a child lives on")
+    with pytest.raises(Stopped):
+        uv.run(["--version"], cwd=tmp_path)
+
+
+def test_descriptor_is_inherited_and_nothing_else(root: Root, tmp_path: Path) -> None:
+    """A child holds the descriptor that it was given, no other of the daemon's, and no terminal."""
+    held, other = (os.open(tmp_path / name, os.O_RDWR | os.O_CREAT) for name in ("held", "other"))
+    os.set_inheritable(other, True)
+    try:
+        done = Uv(root).run_command(
+            ["sh", "-c", "readlink /proc/$$/fd/*; umask"],
+            cwd=tmp_path,
+            hold=held,
+            env={"PATH": os.environ["PATH"]},
+        )
+    finally:
+        os.close(held)
+        os.close(other)
+    assert str(tmp_path / "held") in done.stdout
+    assert str(tmp_path / "other") not in done.stdout
+    assert "/dev/null" in done.stdout
+    assert done.stdout.splitlines()[-1] == "0022"
+
+
+def test_password_in_what_uv_says_is_hidden(root: Root, tmp_path: Path) -> None:
+    """A URL with a password on stderr loses it before anybody keeps it; a signal is an exit code below 0."""
+    script = f"echo 'see https://user:hidden@x.example/simple' >&2; kill -{signal.SIGTERM.value} $$"
+    done = Uv(root).run_command(
+        ["sh", "-c", script], cwd=tmp_path, hold=None, env={"PATH": os.environ["PATH"]}
+    )
+    assert (done.code, done.stderr) == (-signal.SIGTERM, "see https://***@x.example/simple\n")
+
+
+@pytest.mark.parametrize(
+    ("stderr", "reason"),
+    [
+        ("error: No space left on device (os error 28)", Reason.NO_SPACE),
+        ("error: Failed to fetch: `http://x`\n  cause: No space left on device", Reason.NO_SPACE),
+        ("error: Failed to fetch: `http://x`", Reason.FETCH),
+        ("error: Read-only file system (os error 30)", Reason.STORE),
+        ("  × No solution found when resolving dependencies", Reason.UNRESOLVABLE),
+        ("error: something new", Reason.BUILD_FAILED),
+        ("", Reason.BUILD_FAILED),
+    ],
+)
+def test_failures_have_reasons(stderr: str, reason: Reason) -> None:
+    """uv's words decide the reason; what is not known is the caller's, and the message never is empty."""
+    error = failure("installing wf/a", Finished(2, "", stderr, 0.1), Reason.BUILD_FAILED)
+    assert error.reason is reason
+    assert error.message.startswith("installing wf/a: ")
+    assert error.output == stderr
+    assert "exit code 2" in error.message or stderr

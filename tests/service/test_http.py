@@ -1,0 +1,230 @@
+"""HTTP: what each address answers, before and after something is published, and to whom."""
+
+import http.client
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from envfabric.core.errors import ConfigError, Reason
+from envfabric.index.document import Entry, Failure, Index, to_json
+from envfabric.service.http import LOOP_BOUND, HttpServer, Shown, page
+from envfabric.service.settings import Settings, address
+from envfabric.specs.tree import Problem
+from envfabric.store.root import Root
+from envfabric.telemetry.metrics import Metrics
+
+ROOT = Root(Path("/nowhere/nas"))
+HTML = "<script>alert('x')</script>&\""
+FAILURE = Failure(Reason.BUILD_FAILED, f"wheel {HTML}", f"/nas/{HTML}.log", "c", "2025-01-01T00:00:00.000Z")
+INDEX = Index(
+    revision="c" * 40,
+    sequence=7,
+    published_at="2025-01-01T00:00:00.000Z",
+    entries={
+        "wf/a": Entry("ready", "t", "c", serving="d1", generation=3, python_version="3.11.7"),
+        "wf/b": Entry("failed", "t", "c", error=FAILURE),
+    },
+    problems=(Problem(f"x{HTML}/pyproject.toml", Reason.INVALID_SPEC, f"no id {HTML}"),),
+)
+
+
+@dataclass
+class Served:
+    """A server, and what it shows, to be changed by a test."""
+
+    metrics: Metrics = field(default_factory=Metrics)
+    index: Index | None = INDEX
+    heartbeat: Callable[[], float] = time.monotonic
+    server: HttpServer = field(init=False)
+
+    def __post_init__(self) -> None:
+        shown = Shown(ROOT, self.metrics, lambda: self.index, lambda: self.heartbeat())
+        self.server = HttpServer("127.0.0.1", 0, shown)
+
+    def ask(self, path: str, method: str = "GET") -> tuple[int, dict[str, str], str]:
+        """Status, headers by name in lower case, and body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=10)
+        try:
+            connection.request(method, path)
+            answer = connection.getresponse()
+            headers = {name.lower(): value for name, value in answer.getheaders()}
+            return answer.status, headers, answer.read().decode()
+        finally:
+            connection.close()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    served = Served()
+    with served.server:
+        yield served
+
+
+@pytest.fixture
+def served(server: Served) -> Served:
+    """The server, showing an index and a loop that is alive."""
+    server.index = INDEX
+    server.heartbeat = time.monotonic
+    return server
+
+
+def can_connect(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_index_is_what_is_published(served: Served) -> None:
+    """/index.json gives the same bytes as the file, without asking the NAS."""
+    status, headers, body = served.ask("/index.json")
+    assert (status, headers["content-type"]) == (200, "application/json")
+    assert body.encode() == to_json(INDEX, ROOT)
+    assert json.loads(body)["sequence"] == 7
+
+
+def test_metrics_are_parsed(served: Served) -> None:
+    """/metrics is what a Prometheus reads, with the values of now."""
+    served.metrics.builds.inc(5)
+    status, headers, body = served.ask("/metrics")
+    assert status == 200
+    assert headers["content-type"].startswith("text/plain")
+    samples = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(body)
+        for sample in family.samples
+        if not sample.labels
+    }
+    assert samples["envfabric_builds_total"] == 5
+
+
+@pytest.mark.parametrize(
+    ("age", "status"), [(0.0, 200), (LOOP_BOUND - 5, 200), (LOOP_BOUND + 5, 503), (86400.0, 503)]
+)
+def test_health_is_the_loops(served: Served, age: float, status: int) -> None:
+    """/healthz is fine as long as the loop went round within its bound, published or not."""
+    served.heartbeat = lambda: time.monotonic() - age
+    for index in (INDEX, None):
+        served.index = index
+        assert served.ask("/healthz")[0] == status
+
+
+def test_ready_once_something_is_published(served: Served) -> None:
+    """/readyz and /index.json have nothing before the first publication, and the index from then on."""
+    served.index = None
+    assert served.ask("/readyz")[0] == 503
+    assert served.ask("/index.json")[0] == 404
+    assert "nothing is published yet" in served.ask("/")[2]
+    assert served.ask("/")[0] == 200
+    served.index = INDEX
+    assert served.ask("/readyz")[::2] == (200, "sequence 7\n")
+    assert served.ask("/index.json")[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/index", "/metrics/", "/../etc/passwd", "/%2e%2e/", "/store"])
+def test_other_paths_are_not_found(served: Served, path: str) -> None:
+    """Nothing but the listed paths is served, and no file at all."""
+    assert served.ask(path)[0] == 404
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "BREW"])
+@pytest.mark.parametrize("path", ["/", "/metrics", "/index.json", "/nowhere"])
+def test_only_reading_is_allowed(served: Served, path: str, method: str) -> None:
+    """Nothing can be changed by HTTP: every other method is refused, on every path."""
+    assert served.ask(path, method)[0] == 405
+
+
+@pytest.mark.parametrize("path", ["/", "/index.json", "/healthz", "/readyz", "/nowhere"])
+def test_head_answers_like_get(served: Served, path: str) -> None:
+    """HEAD has the status and the headers of GET."""
+    status, headers, _ = served.ask(path)
+    head_status, head_headers, _ = served.ask(path, "HEAD")
+    assert head_status == status
+    kept = ("content-type", "cache-control", "x-content-type-options", "content-security-policy")
+    assert {name: head_headers[name] for name in kept} == {name: headers[name] for name in kept}
+
+
+@pytest.mark.parametrize("path", ["/", "/index.json", "/healthz", "/readyz"])
+def test_answers_are_not_kept_or_guessed(served: Served, path: str) -> None:
+    """No answer is cached, its type is not guessed, and nothing on a page may run."""
+    headers = served.ask(path)[1]
+    assert headers["cache-control"] == "no-store"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["content-security-policy"].startswith("default-src 'none'")
+
+
+def test_page_shows_every_environment(served: Served) -> None:
+    """The page has each id with its state, generation and closure, each error with its log, each problem."""
+    status, headers, body = served.ask("/")
+    assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+    for text in ("wf/a", "ready", "<td>3</td>", "3.11.7", "d1", "wf/b", "failed", "build-failed", "no id"):
+        assert text in body
+    assert "sequence 7" in body
+    assert "c" * 40 in body
+
+
+def test_page_escapes_what_others_wrote() -> None:
+    """Errors, log paths, problems, ids and the revision can't bring markup into the page."""
+    entries = {f"wf/{HTML}": INDEX.entries["wf/b"]}
+    text = page(Index(HTML, 1, "", entries, INDEX.problems))
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") == 6
+    assert "alert('x')" not in text
+
+
+def test_taken_port_is_wrong_configuration(served: Served) -> None:
+    """A second server on the same port is a ConfigError that names the address and the flag."""
+    shown = Shown(ROOT, Metrics(), lambda: None, time.monotonic)
+    with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{served.server.port}.*--listen"):
+        HttpServer("127.0.0.1", served.server.port, shown)
+    assert served.ask("/healthz")[0] == 200
+
+
+@pytest.mark.parametrize(("host", "port"), [("192.0.2.1", 0), ("127.0.0.1", 99999), ("no host", 0)])
+def test_impossible_address_is_wrong_configuration(host: str, port: int) -> None:
+    """An address that is not this host's, or no address, is a ConfigError."""
+    with pytest.raises(ConfigError, match="can't listen on"):
+        HttpServer(host, port, Shown(ROOT, Metrics(), lambda: None, time.monotonic))
+
+
+def test_default_is_loopback_only() -> None:
+    """With the default host the server is reached at 127.0.0.1, and at no other address of this host."""
+    host, _ = address(str(Settings.model_fields["listen"].default))
+    with HttpServer(host, 0, Shown(ROOT, Metrics(), lambda: None, time.monotonic)) as server:
+        assert server.url == f"http://127.0.0.1:{server.port}"
+        assert can_connect("127.0.0.1", server.port)
+        assert not can_connect("127.0.0.2", server.port)
+
+
+def test_ipv6_address_is_served() -> None:
+    """[::1] works where the host has IPv6, and the URL has brackets."""
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+    with HttpServer("::1", 0, Shown(ROOT, Metrics(), lambda: None, time.monotonic)) as server:
+        assert server.url == f"http://[::1]:{server.port}"
+        assert can_connect("::1", server.port)
+
+
+def test_closed_server_is_gone() -> None:
+    """After close nobody listens, and the port can be taken again at once."""
+    served = Served()
+    served.ask("/healthz")
+    served.server.close()
+    assert not can_connect("127.0.0.1", served.server.port)
+    HttpServer("127.0.0.1", served.server.port, Shown(ROOT, Metrics(), lambda: None, time.monotonic)).close()
+
+
+def test_silent_client_keeps_nobody_waiting(served: Served) -> None:
+    """A connection that says nothing does not hold up the others."""
+    with socket.create_connection(("127.0.0.1", served.server.port)):
+        assert served.ask("/readyz")[0] == 200

@@ -1,0 +1,263 @@
+"""Reading a repository with real git: every kind of it, and nothing in it is ever run or trusted."""
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from envfabric.core.errors import ConfigError
+from envfabric.specs.repository import Repository, SourceError
+from support.spec_repo import SpecRepo
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> SpecRepo:
+    """A repository with one commit: wf/a, and a file that compression can't make small."""
+    repo = SpecRepo(tmp_path / "specs")
+    repo.spec("wf/a", ["one"])
+    repo.write("wf/a/big", random.Random(1).randbytes(100_000))
+    repo.commit()
+    return repo
+
+
+@pytest.fixture
+def opened() -> Iterator[ExitStack]:
+    """What is entered here is closed at the end of the test."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def blob(source: Repository, path: str) -> str:
+    """The object id of a file at the head."""
+    head = source.head()
+    assert head is not None
+    return next(item.oid for item in source.tree(head) if item.path == path)
+
+
+def object_file(repo: SpecRepo, oid: str) -> Path:
+    return repo.path / ".git" / "objects" / oid[:2] / oid[2:]
+
+
+@pytest.mark.parametrize("kind", ["work-tree", "bare", "linked", "symlinked"])
+def test_every_kind_of_repository_is_read(tmp_path: Path, opened: ExitStack, kind: str) -> None:
+    """A work tree, a bare repository, a linked work tree and a symlink to one give head, tree and content."""
+    repo = SpecRepo(tmp_path / "specs", bare=kind == "bare")
+    repo.spec("wf/a", ["one"])
+    commit = repo.commit()
+    path = repo.path
+    if kind == "linked":
+        path = tmp_path / "linked"
+        repo.git("worktree", "add", "--quiet", "-b", "side", str(path))
+    elif kind == "symlinked":
+        path = tmp_path / "link"
+        path.symlink_to(repo.path)
+    source = opened.enter_context(Repository(path))
+    assert source.head() == commit
+    assert [item.path for item in source.tree(commit)] == ["wf", "wf/a", "wf/a/pyproject.toml"]
+    oid = blob(source, "wf/a/pyproject.toml")
+    content = (repo.work / "wf/a/pyproject.toml").read_bytes()
+    assert (source.read(oid), source.size(oid)) == (content, len(content))
+
+
+def test_linked_work_tree_follows_its_own_head(repo: SpecRepo, tmp_path: Path, opened: ExitStack) -> None:
+    """A linked work tree has its own HEAD: commits on the main one's branch don't move it."""
+    first = repo.head
+    repo.git("worktree", "add", "--quiet", "-b", "side", str(tmp_path / "linked"))
+    second = repo.commit()
+    assert opened.enter_context(Repository(tmp_path / "linked")).head() == first
+    assert opened.enter_context(Repository(tmp_path / "linked", branch="main")).head() == second
+
+
+def test_named_branch_is_followed_wherever_head_is(repo: SpecRepo, opened: ExitStack) -> None:
+    """With a branch, its commits count and HEAD's don't; without one HEAD counts, detached too."""
+    main = repo.head
+    repo.branch("feature/x")
+    side = repo.commit()
+    assert opened.enter_context(Repository(repo.path, branch="main")).head() == main
+    assert opened.enter_context(Repository(repo.path, branch="feature/x")).head() == side
+    source = opened.enter_context(Repository(repo.path))
+    assert source.head() == side
+    repo.git("checkout", "--quiet", "--detach", main)
+    assert source.head() == main
+
+
+@pytest.mark.parametrize("name", ["missing", "HEAD", "v1", "mai"])
+def test_branch_that_is_not_there_has_no_commit(repo: SpecRepo, opened: ExitStack, name: str) -> None:
+    """A branch that does not exist gives None, and neither a tag nor HEAD stands in for it."""
+    repo.git("tag", "v1")
+    assert opened.enter_context(Repository(repo.path, branch=name)).head() is None
+
+
+def test_repository_without_commits_has_no_head(tmp_path: Path, opened: ExitStack) -> None:
+    """A new repository can be opened; its head is None until the first commit, which is seen."""
+    repo = SpecRepo(tmp_path / "specs")
+    source = opened.enter_context(Repository(repo.path))
+    assert source.head() is None
+    assert repo.commit() == source.head()
+
+
+@pytest.mark.parametrize("where", ["missing", "plain", "specs/wf", "specs/wf/a/pyproject.toml"])
+def test_what_is_no_repository_is_refused(repo: SpecRepo, tmp_path: Path, where: str) -> None:
+    """A folder inside a repository is not taken for it; the message says what to give instead."""
+    (tmp_path / "plain").mkdir()
+    with pytest.raises(ConfigError, match=r"is no git repository.*--path"):
+        Repository(tmp_path / where)
+
+
+@pytest.mark.parametrize("branch", ["--upload-pack=x", "-h", "a..b", "a\nb"])
+def test_branch_that_git_could_misread_is_refused(repo: SpecRepo, branch: str) -> None:
+    """A branch that would be an option or a range for git is wrong configuration."""
+    with pytest.raises(ConfigError, match="is not a branch name"):
+        Repository(repo.path, branch=branch)
+
+
+@pytest.mark.parametrize("path", ["..", "wf/../..", "/../x"])
+def test_spec_path_stays_inside(repo: SpecRepo, path: str) -> None:
+    """A spec directory that climbs out of the repository is wrong configuration."""
+    with pytest.raises(ConfigError, match="must stay inside"):
+        Repository(repo.path, spec_path=path)
+
+
+@pytest.mark.parametrize("path", ["gone", "wf/a/pyproject.toml", "wf/gone"])
+def test_missing_spec_path_is_an_error_of_the_source(repo: SpecRepo, opened: ExitStack, path: str) -> None:
+    """A commit without the spec directory is an error: it must not look like one without specs."""
+    source = opened.enter_context(Repository(repo.path, spec_path=path))
+    with pytest.raises(SourceError, match=f"{path} is no folder in commit"):
+        source.tree(repo.head)
+
+
+@pytest.mark.parametrize("path", ["wf", "/wf/", "./wf", "wf//"])
+def test_spec_path_is_written_as_people_do(repo: SpecRepo, opened: ExitStack, path: str) -> None:
+    """Slashes around the spec directory make no difference; entries are relative to it."""
+    source = opened.enter_context(Repository(repo.path, spec_path=path))
+    assert {item.path for item in source.tree(repo.head)} == {"a", "a/big", "a/pyproject.toml"}
+
+
+def test_root_commit_is_the_same_in_a_clone(repo: SpecRepo, tmp_path: Path, opened: ExitStack) -> None:
+    """The first commit names the repository: in a clone, on every branch, after every further commit."""
+    first = repo.head
+    second = repo.commit()
+    repo.git("clone", "--quiet", "--bare", str(repo.path), str(tmp_path / "clone"))
+    clone = opened.enter_context(Repository(tmp_path / "clone"))
+    assert clone.head() == second
+    assert clone.root_commit(second) == clone.root_commit(first) == first
+    other = SpecRepo(tmp_path / "other")
+    assert opened.enter_context(Repository(other.path)).root_commit(other.commit("another")) != first
+
+
+def test_nothing_of_the_repository_is_run(repo: SpecRepo, tmp_path: Path, opened: ExitStack) -> None:
+    """Hooks, a file system monitor, filters and pagers that the repository names are not started."""
+    trace = tmp_path / "trace"
+    program = tmp_path / "program"
+    program.write_text(f'#!/bin/sh\necho "$0 $*" >> {trace}\ncat\n')
+    program.chmod(0o755)
+    names = (
+        "post-checkout",
+        "post-index-change",
+        "reference-transaction",
+        "pre-auto-gc",
+        "fsmonitor-watchman",
+    )
+    for name in names:
+        (repo.path / ".git" / "hooks").mkdir(exist_ok=True)
+        (repo.path / ".git" / "hooks" / name).symlink_to(program)
+    repo.write(".gitattributes", "* filter=odd diff=odd\n")
+    repo.git("add", ".gitattributes")
+    repo.git("commit", "--quiet", "--message", "attributes")
+    for key in ("core.fsmonitor", "core.pager", "filter.odd.smudge", "diff.odd.textconv"):
+        repo.git("config", key, str(program))
+    trace.unlink(missing_ok=True)
+    source = opened.enter_context(Repository(repo.path))
+    commit = source.head()
+    assert commit == repo.head
+    oid = blob(source, "wf/a/pyproject.toml")
+    assert source.size(oid) == len(source.read(oid))
+    assert source.root_commit(commit)
+    assert not trace.exists(), trace.read_text()
+    # The trap is live: an ordinary git command springs it.
+    repo.git("status")
+    assert trace.exists()
+
+
+def test_safe_settings_reach_git(repo: SpecRepo, opened: ExitStack) -> None:
+    """What the reader sets wins over the repository's own configuration."""
+    repo.git("config", "core.fsmonitor", "/bin/false")
+    repo.git("config", "core.hooksPath", "hooks")
+    source = opened.enter_context(Repository(repo.path))
+    shown = source._repo.git.config("--get-regexp", "core.(fsmonitor|hookspath)").splitlines()
+    assert shown[-2:] == [f"core.hookspath {os.devnull}", "core.fsmonitor false"]
+
+
+def test_replaced_object_is_read_as_committed(repo: SpecRepo, opened: ExitStack) -> None:
+    """refs/replace/ changes neither what a commit holds nor what a file says."""
+    commit = repo.head
+    path = repo.work / "wf/a/pyproject.toml"
+    before = path.read_bytes()
+    old = repo.git("rev-parse", "HEAD:wf/a/pyproject.toml")
+    path.write_bytes(b"replaced")
+    repo.git("replace", old, repo.git("hash-object", "-w", str(path)))
+    repo.spec("wf/b")
+    repo.git("replace", commit, repo.commit())
+    source = opened.enter_context(Repository(repo.path))
+    assert source.read(old) == before
+    assert "wf/b" not in [item.path for item in source.tree(commit)]
+
+
+@pytest.mark.parametrize("damage", ["missing", "garbage", "empty"])
+def test_damaged_object_is_one_error(repo: SpecRepo, opened: ExitStack, damage: str) -> None:
+    """An object that can't be read is a SourceError; what is read after it is right."""
+    source = opened.enter_context(Repository(repo.path))
+    good, bad = blob(source, "wf/a/pyproject.toml"), blob(source, "wf/a/big")
+    file = object_file(repo, bad)
+    file.unlink()
+    if damage != "missing":
+        file.write_bytes(b"garbage" if damage == "garbage" else b"")
+    content = (repo.work / "wf/a/pyproject.toml").read_bytes()
+    for _ in range(2):
+        with pytest.raises(SourceError, match=bad):
+            source.read(bad)
+        assert source.read(good) == content
+
+
+def test_dead_git_process_costs_one_read(repo: SpecRepo, opened: ExitStack) -> None:
+    """When the git process that is kept for reading dies, at most one read fails; a new one takes over."""
+    source = opened.enter_context(Repository(repo.path))
+    oid = blob(source, "wf/a/pyproject.toml")
+    content = source.read(oid)
+    reader = source._repo.git.cat_file_all
+    assert reader is not None
+    reader.proc.kill()
+    reader.proc.wait()
+    with suppress(SourceError):
+        source.read(oid)
+    assert source.read(oid) == content
+
+
+def test_damaged_tree_is_an_error_of_the_source(repo: SpecRepo, opened: ExitStack) -> None:
+    """A commit whose tree is gone can't be listed: it must not look like one without specs."""
+    object_file(repo, repo.git("rev-parse", "HEAD:wf")).unlink()
+    source = opened.enter_context(Repository(repo.path))
+    with pytest.raises(SourceError, match="ls-tree"):
+        source.tree(repo.head)
+
+
+def test_names_come_as_git_has_them(repo: SpecRepo, opened: ExitStack) -> None:
+    """Line breaks, tabs, quotes and bytes that are no UTF-8 in names are neither quoted nor split."""
+    names = ["a\nb", "a\tb", 'a"b', "é", "x\udce9"]
+    for name in names:
+        (repo.work / os.fsdecode(name)).write_bytes(b"")
+    source = opened.enter_context(Repository(repo.path))
+    assert set(names) <= {item.path for item in source.tree(repo.commit())}
+
+
+@pytest.mark.root
+def test_repository_of_another_user_is_read(repo: SpecRepo, opened: ExitStack) -> None:
+    """The operator named the repository, so git's doubt about its owner does not stop the reader."""
+    for path in (repo.path, *repo.path.rglob("*")):
+        os.chown(path, 65534, 65534, follow_symlinks=False)
+    source = opened.enter_context(Repository(repo.path))
+    assert source.head() is not None
+    assert source.read(blob(source, "wf/a/pyproject.toml"))

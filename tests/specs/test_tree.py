@@ -1,0 +1,227 @@
+"""Which folders of a commit are specs: read from real git trees, the odd ones written with git's plumbing."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from envfabric.core.errors import Reason
+from envfabric.specs.repository import Repository
+from envfabric.specs.tree import Problem, Wanted, find_specs
+from support.spec_repo import SpecRepo
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> SpecRepo:
+    return SpecRepo(tmp_path / "specs")
+
+
+def wanted(repo: SpecRepo, spec_path: str = "") -> Wanted:
+    """What the last commit asks for."""
+    with Repository(repo.path, spec_path=spec_path) as source:
+        return find_specs(source.tree(repo.head))
+
+
+def commit_index(repo: SpecRepo) -> None:
+    """Commits the index as it is, whatever the work tree holds."""
+    repo.git("commit", "--quiet", "--allow-empty", "--message", "odd")
+
+
+def add(repo: SpecRepo, mode: str, path: str | bytes, content: str = "[project]\n") -> None:
+    """Puts an entry of any mode and name into the index; a submodule's object need not exist."""
+    oid = "1" * 40
+    if mode != "160000":
+        repo.write(".git/content", content)
+        oid = repo.git("hash-object", "-w", ".git/content")
+    name = path.encode() if isinstance(path, str) else path
+    line = f"{mode} {oid}\t".encode() + name + b"\0"
+    command = ["git", "update-index", "-z", "--index-info"]
+    subprocess.run(command, cwd=repo.path, input=line, check=True, capture_output=True)
+
+
+def only_problem(found: Wanted) -> Problem:
+    (problem,) = found.problems
+    assert found.specs == {}
+    assert problem.reason is Reason.INVALID_SPEC
+    return problem
+
+
+def test_spec_is_two_folders_deep(repo: SpecRepo) -> None:
+    """<workflow>/<node>/ with a pyproject.toml is a spec: its tree id is git's, its files are its blobs."""
+    repo.spec("wf-1/node.A", lock=b"lock", python="3.11")
+    repo.write("wf-1/node.A/README.md", "words")
+    repo.write("wf-1/node.A/src/uv.lock", "not the spec's")
+    repo.write("wf-1/notes/README.md", "no spec")
+    repo.write("wf-1/only-lock/uv.lock", "no spec")
+    repo.commit()
+    found = wanted(repo)
+    assert found.problems == []
+    (ref,) = found.specs.values()
+    assert (ref.id, ref.tree) == ("wf-1/node.A", repo.git("rev-parse", "HEAD:wf-1/node.A"))
+    names = ("pyproject.toml", "uv.lock", ".python-version")
+    assert dict(ref.blobs) == {name: repo.git("rev-parse", f"HEAD:wf-1/node.A/{name}") for name in names}
+    assert ref.refused is None
+
+
+def test_no_files_no_specs(repo: SpecRepo) -> None:
+    """An empty commit asks for nothing and has no problems."""
+    repo.commit()
+    assert wanted(repo) == Wanted()
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["pyproject.toml", ".github/pyproject.toml", ".venv/lib/pyproject.toml", "wf/.cache/pyproject.toml",
+     "wf/.cache/deep/pyproject.toml", "wf/a/.tox/x/pyproject.toml", "uv.lock", "wf/README.md"],
+)  # fmt: skip
+def test_ignored_without_a_word(repo: SpecRepo, path: str) -> None:
+    """The spec directory's own pyproject.toml and everything in dot folders are nobody's business."""
+    repo.write(path, "[project]\n")
+    repo.commit()
+    assert wanted(repo) == Wanted()
+
+
+@pytest.mark.parametrize("deeper", ["src", "a/b/c", ".hidden/x", "uv.lock.d"])
+def test_deeper_file_belongs_to_its_spec(repo: SpecRepo, deeper: str) -> None:
+    """A pyproject.toml below a spec is part of that spec's folder: no spec, and no problem."""
+    repo.spec("wf/a")
+    repo.write(f"wf/a/{deeper}/pyproject.toml", "broken")
+    repo.commit()
+    found = wanted(repo)
+    assert (list(found.specs), found.problems) == (["wf/a"], [])
+
+
+@pytest.mark.parametrize("path", ["wf/pyproject.toml", "wf/a/src/pyproject.toml", "wf/a/b/c/pyproject.toml"])
+def test_misplaced_file_is_a_problem(repo: SpecRepo, path: str) -> None:
+    """A pyproject.toml at any other depth is a problem that says where it belongs."""
+    repo.write(path, "[project]\n")
+    repo.commit()
+    problem = only_problem(wanted(repo))
+    assert problem.path == path
+    assert "<workflow>/<node>/pyproject.toml" in problem.message
+
+
+def test_problem_hides_no_spec(repo: SpecRepo) -> None:
+    """Good specs beside misplaced files and bad names are found; the problems come in order."""
+    for spec_id in ("wf/good", "wf/bad name", "zz/also.good"):
+        repo.write(f"{spec_id}/pyproject.toml", "[project]\n")
+    repo.write("wf/pyproject.toml", "[project]\n")
+    repo.write("aa/b/c/pyproject.toml", "[project]\n")
+    repo.commit()
+    found = wanted(repo)
+    assert list(found.specs) == ["wf/good", "zz/also.good"]
+    paths = [problem.path for problem in found.problems]
+    assert paths == ["aa/b/c/pyproject.toml", "wf/bad name/pyproject.toml", "wf/pyproject.toml"]
+
+
+@pytest.mark.parametrize(
+    "part", ["_a", "-a", "a b", "a\nb", "a\x1b[31m", "a\u202eb", "é", "a:b", "a\\b", "$(id)", "a" * 101]
+)
+@pytest.mark.parametrize("place", ["{}/node", "wf/{}"])
+def test_illegal_names_are_problems(repo: SpecRepo, part: str, place: str) -> None:
+    """A folder whose name can't be part of an id is a problem; nothing unprintable gets into the message."""
+    add(repo, "100644", f"{place.format(part)}/pyproject.toml")
+    commit_index(repo)
+    problem = only_problem(wanted(repo))
+    assert "can't be a spec id" in problem.message
+    assert "Rename the folder" in problem.message
+    assert (problem.path + problem.message).isprintable()
+    assert len(problem.message) < 500
+
+
+def test_name_that_is_not_utf8_is_a_problem(repo: SpecRepo) -> None:
+    """A name in another encoding is a problem whose text can be written as UTF-8."""
+    add(repo, "100644", b"wf/caf\xe9/pyproject.toml")
+    commit_index(repo)
+    problem = only_problem(wanted(repo))
+    assert (problem.path + problem.message).encode("ascii", "strict")
+    assert "caf" in problem.path
+
+
+@pytest.mark.parametrize("part", ["a" * 100, "0", "A.b_c-d", "a..b", "a.", "con", "a.lock"])
+def test_longest_and_oddest_legal_names(repo: SpecRepo, part: str) -> None:
+    """What the alphabet allows is a spec, up to the greatest length."""
+    add(repo, "100644", f"{part}/{part}/pyproject.toml")
+    commit_index(repo)
+    found = wanted(repo)
+    assert (list(found.specs), found.problems) == ([f"{part}/{part}"], [])
+
+
+@pytest.mark.parametrize("name", ["..", "."])
+def test_names_that_climb_are_never_ids(repo: SpecRepo, name: str) -> None:
+    """A tree that was made with '..' as a name, which git itself would refuse, leads nowhere."""
+
+    def tree(mode: str, entry: str, oid: str) -> str:
+        raw = f"{mode} {entry}\0".encode() + bytes.fromhex(oid)
+        command = ["git", "hash-object", "-t", "tree", "-w", "--literally", "--stdin"]
+        made = subprocess.run(command, cwd=repo.path, input=raw, check=True, capture_output=True)
+        return made.stdout.decode().strip()
+
+    repo.write(".git/content", "[project]\n")
+    blob = repo.git("hash-object", "-w", ".git/content")
+    inner = tree("100644", "pyproject.toml", blob)
+    for top in (
+        tree("40000", "wf", tree("40000", name, inner)),
+        tree("40000", name, tree("40000", "a", inner)),
+    ):
+        with Repository(repo.path) as source:
+            found = find_specs(source.tree(repo.git("commit-tree", top, "-m", "climbs")))
+        assert found.specs == {}
+
+
+@pytest.mark.parametrize("file", ["pyproject.toml", "uv.lock", ".python-version"])
+@pytest.mark.parametrize(("mode", "kind"), [("120000", "symlink"), ("160000", "submodule")])
+def test_spec_files_are_regular(repo: SpecRepo, file: str, mode: str, kind: str) -> None:
+    """A symlink or submodule in the place of a spec's file refuses that spec and names the file."""
+    add(repo, "100644", "wf/a/pyproject.toml")
+    add(repo, mode, f"wf/a/{file}", "../../../secret")
+    add(repo, "100644", "wf/b/pyproject.toml")
+    commit_index(repo)
+    found = wanted(repo)
+    refused = found.specs["wf/a"].refused
+    assert refused is not None
+    assert f"wf/a/{file} is a {kind}; commit it as a regular file" in refused
+    assert found.specs["wf/b"].refused is None
+
+
+@pytest.mark.parametrize("mode", ["100644", "100755"])
+def test_executable_bit_does_not_matter(repo: SpecRepo, mode: str) -> None:
+    """A pyproject.toml that is marked executable is a regular file."""
+    add(repo, mode, "wf/a/pyproject.toml")
+    commit_index(repo)
+    assert wanted(repo).specs["wf/a"].refused is None
+
+
+@pytest.mark.parametrize("mode", ["120000", "160000"])
+@pytest.mark.parametrize("path", ["wf", "wf/a"])
+def test_linked_folders_are_no_specs(repo: SpecRepo, path: str, mode: str) -> None:
+    """A symlink or submodule where a folder could be is not followed."""
+    add(repo, mode, path, "../elsewhere")
+    commit_index(repo)
+    assert wanted(repo) == Wanted()
+
+
+def test_ids_that_differ_only_by_case_are_refused_together(repo: SpecRepo) -> None:
+    """Twins by case are all refused, each naming the others; a third spec is not touched."""
+    for spec_id in ("wf/Node", "WF/node", "wf/node", "wf/other"):
+        add(repo, "100644", f"{spec_id}/pyproject.toml")
+    commit_index(repo)
+    specs = wanted(repo).specs
+    assert specs["wf/other"].refused is None
+    for spec_id in ("wf/Node", "WF/node", "wf/node"):
+        refused = specs[spec_id].refused
+        assert refused is not None
+        assert all(other in refused for other in ("wf/Node", "WF/node", "wf/node"))
+        assert "differ only by case" in refused
+
+
+def test_spec_directory_inside_the_repository(tmp_path: Path) -> None:
+    """With a spec directory, only what is below it counts, and ids begin there."""
+    repo = SpecRepo(tmp_path / "specs", spec_dir="deploy/envs")
+    repo.spec("wf/a")
+    repo.write("deploy/envs/pyproject.toml", "[project]\n")
+    repo.write("pyproject.toml", "[project]\n")
+    repo.write("deploy/other/wf/pyproject.toml", "[project]\n")
+    repo.commit()
+    found = wanted(repo, "deploy/envs")
+    assert (list(found.specs), found.problems) == (["wf/a"], [])

@@ -1,0 +1,236 @@
+"""Generations: their numbers, what makes a new one, and the paths for people."""
+
+import errno
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from envfabric.store.closures import Closures
+from envfabric.store.files import Files
+from envfabric.store.generations import Content, Generation, Generations
+from envfabric.store.root import Root
+from store.faults import CODES, each_fault, each_kill
+from store.small_venv import build
+
+ONE = Generation(
+    spec="wf/a",
+    number=0,
+    digest="d1",
+    inputs="i1",
+    tree="t1",
+    commit="c1",
+    built_at="2025-01-01T00:00:00.000Z",
+    python_version="3.11.7",
+    ray_version=None,
+    lock_origin="resolved",
+    runtime_env={"env_vars": {"A": "ä"}, "working_dir": None, "excludes": ["*.log"]},
+)
+CONTENT = Content(pyproject=b"[project]\n", lock=b"version = 1\n")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def test_numbers_begin_at_one_and_grow(generations: Generations) -> None:
+    """Each new content of a spec gets the next number; other specs have numbers of their own."""
+    for number in (1, 2, 3):
+        digest = f"d{number}"
+        assert generations.record(replace(ONE, digest=digest), CONTENT).number == number
+    assert generations.record(replace(ONE, spec="wf/b"), CONTENT).number == 1
+    assert generations.record(replace(ONE, spec="other/a"), CONTENT).number == 1
+
+
+def test_what_was_recorded_is_read_back(root: Root, generations: Generations) -> None:
+    """A later process reads the same generation, its lock, and the files that the contract names."""
+    recorded = generations.record(ONE, CONTENT)
+    assert recorded == replace(ONE, number=1)
+    later = Generations(root, Files())
+    assert later.read("wf/a", 1) == recorded
+    assert later.retained("wf/a") == [recorded]
+    assert later.lock(recorded) == CONTENT.lock
+    folder = root.generations / "wf" / "a" / "1"
+    assert names(folder) == [".venv", "metadata.json", "pyproject.toml", "uv.lock"]
+    assert (folder / "pyproject.toml").read_bytes() == CONTENT.pyproject
+    assert json.loads((folder / "metadata.json").read_bytes())["generation"] == 1
+    assert names(root.staging) == []
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        {"commit": "c2", "tree": "t2"},
+        {"built_at": "2026-01-01T00:00:00.000Z", "inputs": "i2"},
+        {"lock_origin": "committed"},
+    ],
+)
+def test_same_content_keeps_its_number(generations: Generations, edited: dict[str, str]) -> None:
+    """Content that is retained is served again under its old number, with what was written then."""
+    first = generations.record(ONE, CONTENT)
+    second = generations.record(replace(ONE, digest="d2"), CONTENT)
+    assert generations.record(replace(ONE, **edited), CONTENT) == first  # type: ignore[arg-type]
+    assert generations.record(replace(ONE, digest="d2", **edited), CONTENT) == second  # type: ignore[arg-type]
+    assert [one.number for one in generations.retained("wf/a")] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("generation", "content"),
+    [
+        (replace(ONE, digest="d2"), CONTENT),
+        (ONE, replace(CONTENT, lock=b"version = 1\n\n")),
+        (ONE, replace(CONTENT, pyproject=b"[project]\n#\n")),
+    ],
+    ids=["digest", "lock", "pyproject"],
+)
+def test_other_content_is_a_new_generation(
+    generations: Generations, generation: Generation, content: Content
+) -> None:
+    """One differing byte of pyproject.toml or uv.lock, or another digest, makes a new generation."""
+    first = generations.record(ONE, CONTENT)
+    second = generations.record(generation, content)
+    assert (first.number, second.number) == (1, 2)
+    assert generations.lock(first) == CONTENT.lock
+    assert generations.lock(second) == content.lock
+
+
+def no_metadata(folder: Path) -> None:
+    (folder / "metadata.json").unlink()
+
+
+def write(text: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / "metadata.json").chmod(0o644)
+        (folder / "metadata.json").write_text(text)
+
+    return damage
+
+
+def emptied(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [no_metadata, write(""), write("[]"), write('{"digest": "d1"}'), write("null"), emptied],
+    ids=["missing", "empty", "list", "incomplete", "null", "folder"],
+)
+def test_damaged_generation_keeps_its_number(
+    root: Root, generations: Generations, damage: Callable[[Path], None]
+) -> None:
+    """A generation that can't be read is not retained, and its number is given to no other."""
+    generations.record(ONE, CONTENT)
+    damage(root.generations / "wf" / "a" / "1")
+    assert generations.read("wf/a", 1) is None
+    assert generations.retained("wf/a") == []
+    assert generations.record(ONE, CONTENT).number == 2
+    assert [one.number for one in generations.retained("wf/a")] == [2]
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "uv.lock"])
+def test_generation_without_its_files_is_no_match(root: Root, generations: Generations, name: str) -> None:
+    """A generation that lost its lock or its pyproject.toml is not taken for the same content."""
+    first = generations.record(ONE, CONTENT)
+    (root.generations / "wf" / "a" / "1" / name).unlink()
+    assert generations.record(ONE, CONTENT).number == 2
+    assert (generations.lock(first) is None) == (name == "uv.lock")
+
+
+def test_retained_is_newest_first(root: Root, generations: Generations) -> None:
+    """Generations are ordered as numbers, not as text, and foreign names are passed over."""
+    for number in range(1, 13):
+        generations.record(replace(ONE, digest=f"d{number}"), CONTENT)
+    (root.generations / "wf" / "a" / ".nfs000123").touch()
+    (root.generations / "wf" / "a" / "notes").mkdir()
+    assert [one.number for one in generations.retained("wf/a")] == list(range(12, 0, -1))
+    assert generations.retained("wf/none") == []
+
+
+@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
+def test_fault_at_any_step_leaves_nothing_or_all(root: Root, generations: Generations, code: int) -> None:
+    """A generation is there whole or not at all, and nothing of it stays in staging."""
+    first = generations.record(ONE, CONTENT)
+    for steps in each_fault(code):
+        try:
+            recorded = Generations(root, Files(steps)).record(replace(ONE, digest="d2"), CONTENT)
+        except OSError as error:
+            assert error.errno == code
+            assert generations.retained("wf/a") == [first], steps.seen[-1]
+            assert names(root.generations / "wf" / "a") == ["1"]
+        else:
+            assert recorded.number == 2
+        assert names(root.staging) == []
+
+
+def test_kill_at_any_step_leaves_nothing_or_all(root: Root, generations: Generations) -> None:
+    """Killed at any step, no half generation is retained; the next start empties staging and goes on."""
+    first = generations.record(ONE, CONTENT)
+
+    def record(files: Files) -> None:
+        Generations(root, files).record(replace(ONE, digest="d2"), CONTENT)
+
+    for _, run in each_kill():
+        killed = run(record)
+        assert Closures(root, Files()).recover() == set()
+        assert names(root.staging) == []
+        assert generations.retained("wf/a")[-1] == first
+        assert len(generations.retained("wf/a")) == (1 if killed else 2)
+
+
+def test_generation_is_readable_and_not_writable(root: Root, generations: Generations, umask: int) -> None:
+    """Workers of other users read a generation, and nobody writes to it, whatever the umask."""
+    generations.record(ONE, CONTENT)
+    folder = root.generations / "wf" / "a" / "1"
+    assert stat.S_IMODE(folder.stat().st_mode) & 0o055 == 0o055
+    for name in ("metadata.json", "pyproject.toml", "uv.lock"):
+        assert stat.S_IMODE((folder / name).stat().st_mode) == 0o444
+
+
+def test_venv_leads_to_the_closure(root: Root, generations: Generations) -> None:
+    """.venv of a generation, and of the path for people, is the closure's; also where ROOT is moved."""
+    build(Closures(root, Files()), root, "d1")
+    generations.record(ONE, CONTENT)
+    generations.serve("wf/a", 1)
+    for place in (root.generations / "wf" / "a" / "1", root.envs / "wf" / "a"):
+        assert os.path.realpath(place / ".venv") == str(root.closure("d1") / ".venv")
+        assert os.access(place / ".venv" / "bin" / "python", os.X_OK)
+    moved = Root(root.path.rename(root.path.with_name("moved")))
+    assert os.path.realpath(moved.envs / "wf" / "a" / ".venv") == str(moved.closure("d1") / ".venv")
+
+
+def test_serve_flips_and_withdraw_removes(root: Root, generations: Generations) -> None:
+    """The path for people follows the number, is left alone where it is right, and goes with its spec."""
+    link = root.envs / "wf" / "a"
+    generations.serve("wf/a", 1)
+    assert os.readlink(link) == "../../generations/wf/a/1"
+    before = link.lstat().st_ino
+    generations.serve("wf/a", 1)
+    assert link.lstat().st_ino == before
+    generations.serve("wf/a", 2)
+    generations.serve("wf/b", 1)
+    assert os.readlink(link) == "../../generations/wf/a/2"
+    generations.withdraw("wf/a")
+    assert names(root.envs / "wf") == ["b"]
+    generations.withdraw("wf/a")
+    generations.withdraw("wf/b")
+    assert names(root.envs) == []
+    generations.withdraw("gone/x")
+
+
+def test_failed_flip_serves_the_old_generation(root: Root, generations: Generations) -> None:
+    """Whichever step of a flip fails, the path for people leads where it did."""
+    link = root.envs / "wf" / "a"
+    generations.serve("wf/a", 1)
+    for steps in each_fault():
+        assert os.readlink(link).endswith("/1")
+        try:
+            Generations(root, Files(steps)).serve("wf/a", 2)
+        except OSError as error:
+            assert error.errno == errno.EIO
+    assert os.readlink(link).endswith("/2")

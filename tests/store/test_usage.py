@@ -1,0 +1,139 @@
+"""What the store takes on disk: the same figures as du, from records instead of walks."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from envfabric.store import usage as usage_module
+from envfabric.store.closures import Closures
+from envfabric.store.files import Files
+from envfabric.store.root import Root
+from envfabric.store.usage import Totals, Usage, walk_inodes
+from store.small_venv import build
+
+PACKAGES = {"d1": ("alpha",), "d2": ("alpha", "beta"), "d3": ("beta", "gamma"), "d4": ("gamma",)}
+
+
+def du(*paths: Path) -> int:
+    """Bytes on disk as du counts them: each inode once over all paths."""
+    told = subprocess.run(["du", "-sc", "--block-size=1", *paths], capture_output=True, text=True, check=True)
+    return int(told.stdout.splitlines()[-1].split()[0])
+
+
+def inodes(*paths: Path) -> int:
+    """How many distinct inodes there are, as find sees them."""
+    told = subprocess.run(["find", *paths, "-printf", "%i "], capture_output=True, text=True, check=True)
+    return len(set(told.stdout.split()))
+
+
+def no_walk(folder: Path) -> dict[int, int]:
+    raise AssertionError(f"{folder} was walked")
+
+
+def loaded(root: Root) -> Usage:
+    usage = Usage(root, Files())
+    usage.load()
+    return usage
+
+
+@pytest.fixture
+def filled(root: Root, closures: Closures) -> Root:
+    """A store with four closures that share files; the daemon kept each one's record."""
+    usage = Usage(root, Files())
+    for digest, packages in PACKAGES.items():
+        usage.keep(digest, build(closures, root, digest, *packages))
+    return root
+
+
+def test_empty_store_takes_nothing(root: Root) -> None:
+    """Without closures all totals are zero."""
+    assert loaded(root).totals() == Totals(0, 0, 0)
+
+
+def test_totals_equal_du(filled: Root) -> None:
+    """Physical bytes are what du says of all closures together, logical ones what it says of each alone."""
+    usage = loaded(filled)
+    paths = [filled.closure(digest) for digest in PACKAGES]
+    assert usage.totals() == Totals(4, du(*paths), inodes(*paths))
+    for digest, path in zip(PACKAGES, paths, strict=True):
+        assert usage.logical(digest) == du(path)
+        assert usage.known(digest)
+    shared = sum(map(usage.logical, PACKAGES)) - usage.totals().physical_bytes
+    assert shared > 0
+
+
+def test_counting_while_building_equals_counting_after(root: Root, closures: Closures) -> None:
+    """A daemon that counts as it seals ends with the totals of one that starts on the result."""
+    usage = Usage(root, Files())
+    for digest, packages in PACKAGES.items():
+        usage.keep(digest, build(closures, root, digest, *packages))
+        usage.add(digest)
+        assert usage.totals() == loaded(root).totals()
+        assert usage.totals().physical_bytes == du(*root.store.iterdir())
+
+
+def test_order_does_not_matter(filled: Root) -> None:
+    """Whichever closure is looked at first, a shared inode is counted once."""
+    usage = Usage(filled, Files())
+    for digest in reversed(PACKAGES):
+        usage.add(digest)
+    assert usage.totals() == loaded(filled).totals()
+
+
+def test_start_reads_records_only(filled: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every closure has its record, a start does not walk the store."""
+    before = loaded(filled).totals()
+    monkeypatch.setattr(usage_module, "walk_inodes", no_walk)
+    assert loaded(filled).totals() == before
+
+
+@pytest.mark.parametrize("cut", [None, 1, 8, 15], ids=["missing", "1 byte", "8 bytes", "15 bytes"])
+def test_lost_record_is_made_again(filled: Root, monkeypatch: pytest.MonkeyPatch, cut: int | None) -> None:
+    """A record that is missing or was cut off is counted anew, once."""
+    before = loaded(filled).totals()
+    record = filled.state / "usage" / "d2"
+    whole = record.read_bytes()
+    record.unlink()
+    if cut is not None:
+        record.write_bytes(whole[:-cut])
+    assert loaded(filled).totals() == before
+    monkeypatch.setattr(usage_module, "walk_inodes", no_walk)
+    assert loaded(filled).totals() == before
+
+
+def test_closure_counts_once(filled: Root) -> None:
+    """Adding a closure again, or loading again, changes nothing."""
+    usage = loaded(filled)
+    before = usage.totals()
+    usage.add("d1")
+    usage.load()
+    assert usage.totals() == before
+
+
+def test_unknown_closure_is_nothing(filled: Root) -> None:
+    """A digest that is not in the store is not known and takes nothing."""
+    usage = loaded(filled)
+    assert not usage.known("d9")
+    assert usage.logical("d9") == 0
+
+
+def test_hidden_names_are_no_closures(filled: Root) -> None:
+    """What a probe or an NFS client leaves in store/ is not counted."""
+    before = loaded(filled).totals()
+    (filled.store / ".nfs0001").write_bytes(b"x" * 9000)
+    (filled.store / ".probe").mkdir()
+    assert loaded(filled).totals() == before
+
+
+def test_walk_counts_links_and_folders(root: Root) -> None:
+    """A walk sees folders and symlinks as inodes of their own, and does not follow the latter."""
+    closure = root.store / "d1"
+    (closure / "folder").mkdir(parents=True)
+    (closure / "folder" / "file").write_bytes(b"x" * 5000)
+    os.link(closure / "folder" / "file", closure / "again")
+    (closure / "link").symlink_to("/usr")
+    found = walk_inodes(closure)
+    assert len(found) == 4
+    assert sum(found.values()) == du(closure)
