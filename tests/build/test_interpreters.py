@@ -27,7 +27,8 @@ def fake(path: Path, version: str, says: str | None = None) -> str:
         "path": says or str(path),
         "version": version,
         "implementation": "cpython",
-        "abi": "x",
+        "abi": "cpython-311-x",
+        "libc": "glibc 2.36",
         "platform": "linux",
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -36,6 +36,7 @@ FULL = Index(
     published_at=AT,
     entries={"wf/b": STALE, "wf/a": READY, "wf/c": FAILED, "wf/d": PENDING},
     problems=(Problem("wf/pyproject.toml", Reason.INVALID_SPEC, "misplaced"),),
+    root="/mnt/nas",
 )
 
 
@@ -143,7 +144,7 @@ def test_complete_means_nothing_is_under_way(states: tuple[State, ...], complete
     assert document(index)["complete"] is complete
 
 
-@pytest.mark.parametrize("index", [FULL, Index(None, 1, AT, {})], ids=["full", "empty"])
+@pytest.mark.parametrize("index", [FULL, Index(None, 1, AT, {}, root="/mnt/nas")], ids=["full", "empty"])
 def test_index_is_read_back_as_it_was(index: Index) -> None:
     """A restart knows of every entry, error and problem what was published."""
     again = from_json(to_json(index, ROOT))

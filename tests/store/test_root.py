@@ -98,10 +98,42 @@ def test_pyproject_above_is_refused(tmp_path: Path, above: str) -> None:
 @pytest.mark.parametrize("name", [*FOLDERS, "index.json"])
 def test_our_names_without_marker_are_refused(tmp_path: Path, name: str) -> None:
     """A folder that looks like half a ROOT is not taken over: the NAS may be mounted wrongly."""
-    (tmp_path / "nas" / name).mkdir(parents=True)
+    (tmp_path / "nas" / name / "something").mkdir(parents=True)
     with pytest.raises(ConfigError, match=re.escape(f"holds {name}")):
         init_root(tmp_path / "nas", Files())
     assert names(tmp_path / "nas") == [name]
+
+
+def test_init_that_failed_can_be_repeated(tmp_path: Path) -> None:
+    """Folders without a marker and with nothing in them are of an init that did not get to its end."""
+
+    def no_marker(operation: str, path: Path) -> None:
+        if path.name == MARKER:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ConfigError, match="No space left"):
+        init_root(tmp_path / "nas", Files(no_marker))
+    assert names(tmp_path / "nas") == sorted(FOLDERS)
+    assert init_root(tmp_path / "nas", Files()).marker.is_file()
+
+
+def test_init_over_another_schema_is_refused(tmp_path: Path) -> None:
+    """A ROOT that another release wrote is left as it is."""
+    init_root(tmp_path / "nas", Files())
+    marker = tmp_path / "nas" / MARKER
+    marker.write_text('{"schema": 2}')
+    with pytest.raises(ConfigError, match="schema 2"):
+        init_root(tmp_path / "nas", Files())
+    assert marker.read_text() == '{"schema": 2}'
+
+
+def test_workspace_behind_a_symlink_is_found(tmp_path: Path) -> None:
+    """uv sees real paths: a pyproject.toml above the folder that a link leads to counts."""
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "pyproject.toml").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "project")
+    with pytest.raises(ConfigError, match="workspace"):
+        init_root(tmp_path / "link" / "nas", Files())
 
 
 def test_foreign_names_do_not_hinder(tmp_path: Path) -> None:

@@ -7,11 +7,14 @@ are locked for other platforms.
 
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from packaging.tags import Tag, compatible_tags, cpython_tags
+from packaging.markers import InvalidMarker, Marker
+from packaging.tags import Tag, compatible_tags, cpython_tags, platform_tags
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import Version
 
@@ -87,18 +90,42 @@ def wheel_ranks(python: Interpreter) -> dict[Tag, int]:
     version = Version(python.version)
     pair = (version.major, version.minor)
     abi = f"cp{pair[0]}{pair[1]}"
-    tags = [*cpython_tags(pair, [abi]), *compatible_tags(pair, abi)]
+    # A wheel for just any Linux comes last for uv, first for packaging.
+    platforms = sorted(platform_tags(), key=lambda one: one.startswith("linux_"))
+    tags = [*cpython_tags(pair, [abi], platforms), *compatible_tags(pair, abi, platforms)]
     ranks: dict[Tag, int] = {}
     for rank, tag in enumerate(tags):
         ranks.setdefault(tag, rank)
     return ranks
 
 
+def _applies(entry: dict[str, Any], python: Interpreter) -> bool:
+    """Whether a fork of a lock is the one for this platform: forks can give one version two sources."""
+    markers = entry.get("resolution-markers", [])
+    version = Version(python.version)
+    environment = {
+        "implementation_name": python.implementation,
+        "implementation_version": python.version,
+        "os_name": os.name,
+        "platform_machine": os.uname().machine,
+        "platform_python_implementation": "CPython",
+        "platform_system": os.uname().sysname,
+        "python_full_version": python.version,
+        "python_version": f"{version.major}.{version.minor}",
+        "sys_platform": sys.platform,
+    }
+    try:
+        return not markers or any(Marker(one).evaluate(environment) for one in markers)
+    except InvalidMarker:
+        return True
+
+
 def _distribution(
     name: str, version: str, lock: Lock, ranks: dict[Tag, int], python: Interpreter
 ) -> Distribution:
     best: tuple[int, Any, str, dict[str, Any]] | None = None
-    for entry in lock.versions(name, version):
+    entries = [one for one in lock.versions(name, version) if _applies(one, python)]
+    for entry in entries:
         for wheel in entry.get("wheels", []):
             file = str(wheel["url"]).split("#")[0].rsplit("/", 1)[-1]
             try:

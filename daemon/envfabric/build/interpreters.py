@@ -7,7 +7,7 @@ the first choice is written to state/pythons/ and holds until that interpreter i
 import hashlib
 import json
 import os
-import platform
+import re
 import stat
 import subprocess
 import threading
@@ -26,12 +26,17 @@ from envfabric.store.root import Root
 # Run in a base interpreter, without site: nothing of a package is executed.
 _FACTS = """
 import json, os, sys, sysconfig
+try:
+    libc = os.confstr("CS_GNU_LIBC_VERSION") or "unknown"
+except (AttributeError, OSError, ValueError):
+    libc = "unknown"
 print(json.dumps({
     "path": os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable),
     "version": ".".join(map(str, sys.version_info[:3])) + ("" if sys.version_info[3] == "final" else "rc0"),
     "implementation": sys.implementation.name,
     "abi": sysconfig.get_config_var("SOABI") or "",
     "platform": sysconfig.get_platform(),
+    "libc": libc,
 }))
 """
 
@@ -46,6 +51,11 @@ class Interpreter:
     abi: str
     platform: str
     libc: str
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is CPython with its lock: the build that a bare version means."""
+        return self.implementation == "cpython" and re.match(r"cpython-\d+t", self.abi) is None
 
     @property
     def shared(self) -> bool:
@@ -94,7 +104,9 @@ class Interpreters:
             recorded = Interpreter(**{name: raw[name] for name in Interpreter.__slots__})
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        # Upgraded in place or removed: what was recorded does not exist any more.
+        # Upgraded in place, removed, or no longer on the settings' list: the record does not hold.
+        if self._allowed and recorded.path not in {one.path for one in self._available()}:
+            return None
         return recorded if inspect(recorded.path) == recorded else None
 
     def _pick(self, request: PythonRequest) -> Interpreter:
@@ -118,7 +130,9 @@ class Interpreters:
     def _available(self) -> list[Interpreter]:
         if self._all is None:
             listed = {path: inspect(path) for path in self._candidates()}
-            self._all = list({one.path: one for one in listed.values() if one is not None}.values())
+            # Other implementations and free-threaded builds take other wheels; no spec asks for them yet.
+            plain = [one for one in listed.values() if one is not None and one.plain]
+            self._all = list({one.path: one for one in plain}.values())
         return self._all
 
     def _candidates(self) -> list[str]:
@@ -146,11 +160,11 @@ def inspect(path: str) -> Interpreter | None:
             timeout=30,
             env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"},
         ).stdout
-        facts = json.loads(out)
-        Version(facts["version"])
-    except (OSError, subprocess.SubprocessError, ValueError, InvalidVersion):
+        found = Interpreter(**json.loads(out))
+        Version(found.version)
+    except (OSError, subprocess.SubprocessError, ValueError, TypeError, InvalidVersion):
         return None
-    return Interpreter(**facts, libc="-".join(platform.libc_ver(facts["path"])) or "unknown")
+    return found
 
 
 def _executables(path: Path) -> list[str]:

@@ -4,6 +4,7 @@ uv's lock of two projects that ask for the same differs only in the project's ow
 entry in the text, and nothing else, gives each its own lock without a second resolution.
 """
 
+import contextlib
 import re
 import tomllib
 from dataclasses import dataclass
@@ -31,6 +32,19 @@ class Lock:
         """The entries of one distribution: several where the lock forks over sources."""
         return [one for one in self.packages if one["name"] == name and one.get("version") == version]
 
+    @property
+    def own(self) -> tuple[str, str]:
+        """Name and version of the project that this lock is for."""
+        return _own_entry(self.text)
+
+    def depends_on(self, name: str) -> bool:
+        """Whether a locked package requires a distribution of this normalised name."""
+        return any(
+            canonicalize_name(one["name"]) == name
+            for package in self.packages
+            for one in package.get("dependencies", [])
+        )
+
     def names(self) -> set[str]:
         """The normalised names of everything locked."""
         return {canonicalize_name(one["name"]) for one in self.packages}
@@ -44,7 +58,9 @@ def read_lock(raw: bytes, where: str) -> Lock:
         packages = document["package"]
         own = [one for one in packages if _is_own(one["source"])]
         others = tuple(one for one in packages if not _is_own(one["source"]))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError, KeyError, TypeError) as error:
+        for package in others:
+            _check_source(package, where)
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise SpecError(
             Reason.LOCK_STALE, f"{where} can't be read as a uv.lock: {error}. Run `uv lock` and commit it."
         ) from None
@@ -53,8 +69,6 @@ def read_lock(raw: bytes, where: str) -> Lock:
             Reason.LOCK_STALE,
             f"{where} has {len(own)} projects of its own, not 1. Run `uv lock` and commit it.",
         )
-    for package in others:
-        _check_source(package, where)
     return Lock(text, others)
 
 
@@ -71,6 +85,19 @@ def with_project(text: str, name: str, version: str) -> str:
     place = next((i for i, other in enumerate(blocks) if _name_of(other) > name), len(blocks))
     blocks.insert(place, block)
     return _SPLIT.join([head.rstrip("\n") + "\n", *blocks]).rstrip("\n") + "\n"
+
+
+def own_entry(raw: bytes) -> tuple[str, str] | None:
+    """Name and version of the project that a lock is for, or None where it is no lock."""
+    with contextlib.suppress(UnicodeDecodeError, StopIteration, TypeError):
+        return _own_entry(raw.decode("utf-8"))
+    return None
+
+
+def _own_entry(text: str) -> tuple[str, str]:
+    block = next(block for block in text.split(_SPLIT)[1:] if _OWN_SOURCE.search(block))
+    name, version = _NAME_LINE.match(block).groups()  # type: ignore[union-attr]
+    return name, version
 
 
 def _name_of(block: str) -> str:

@@ -16,10 +16,10 @@ from packaging.utils import canonicalize_name
 
 from envfabric.build.closure import Closure, Distribution, make_closure
 from envfabric.build.interpreters import Interpreter
-from envfabric.build.lockfile import Lock, read_lock, with_project
+from envfabric.build.lockfile import Lock, own_entry, read_lock, with_project
 from envfabric.build.uv import Uv, failure
 from envfabric.core.errors import Reason, SpecError
-from envfabric.specs.spec import Spec, parse_toml
+from envfabric.specs.spec import Spec
 from envfabric.store.closures import Staging
 from envfabric.store.files import Files
 from envfabric.store.root import Root
@@ -57,15 +57,18 @@ class Resolver:
 
     def key(self, spec: Spec, python: Interpreter, base: bytes | None) -> str:
         """The digest of all that decides a resolution's outcome; equal keys are resolved once."""
-        own = _project(spec)
+        conflicts = "conflicts" in json.loads(spec.ask)["uv"]
         parts = {
             "ask": spec.ask,
             "python": asdict(python),
             "index": self._uv.index if spec.lock is None else None,
             "lock": _neutral(spec.lock),
             "base": _neutral(base) if spec.lock is None else None,
-            # A project that is named like something it requires means another thing to uv.
-            "name": own if own[0] in spec.requirements else None,
+            # A project that is named like something it requires means another thing to uv, and a lock with
+            # conflicts names the project in its head.
+            "name": (spec.name, spec.version) if conflicts or spec.name in spec.requirements else None,
+            # A lock that was copied from another project is a stale one.
+            "foreign": spec.lock is not None and own_entry(spec.lock) != (spec.name, spec.version),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -82,11 +85,10 @@ class Resolver:
             return None
         if spec.lock is not None:
             return Resolution(closure, spec.lock, "committed")
-        name, version = _project(spec)
         locked = {canonicalize_name(one) for one in kept["names"]}
-        if time.time() - at > self._max_age or name in locked:
+        if time.time() - at > self._max_age or spec.name in locked:
             return None
-        return Resolution(closure, with_project(text, name, version).encode(), "resolved")
+        return Resolution(closure, with_project(text, spec.name, spec.version).encode(), "resolved")
 
     def resolve(self, spec: Spec, python: Interpreter, base: bytes | None) -> Resolution:
         """Asks uv for the closure of a spec. `base` is the lock whose versions are kept where they fit.
@@ -103,7 +105,9 @@ class Resolver:
         resolution = Resolution(
             closure, lock.text.encode(), "committed" if spec.lock is not None else "resolved"
         )
-        self._keep(self.key(spec, python, base), resolution, lock)
+        if not lock.depends_on(spec.name):
+            # Else uv took the project itself for a package that others mean from the index.
+            self._keep(self.key(spec, python, base), resolution, lock)
         return resolution
 
     def _lay_out(self, project: Path, spec: Spec) -> None:
@@ -182,11 +186,6 @@ def sync_arguments(extras: list[str], groups: list[str], python: Interpreter) ->
     chosen = [f"--extra={name}" for name in extras] + [f"--group={name}" for name in groups]
     fixed = ["sync", "--frozen", "--no-default-groups", "--no-install-project"]
     return [*fixed, *chosen, "--python", python.path]
-
-
-def _project(spec: Spec) -> tuple[str, str]:
-    project = parse_toml(spec.pyproject, f"{spec.id}/pyproject.toml")["project"]
-    return spec.name, str(project["version"])
 
 
 def _neutral(lock: bytes | None) -> str | None:

@@ -39,7 +39,8 @@ _PASSED = (
     "no_proxy",
     "UV_DEFAULT_INDEX",
     "UV_INDEX",
-    "UV_INDEX_*",
+    "UV_INDEX_*_USERNAME",
+    "UV_INDEX_*_PASSWORD",
     "UV_KEYRING_PROVIDER",
     "UV_HTTP_TIMEOUT",
     "UV_CONFIG_FILE",
@@ -160,7 +161,7 @@ class Uv:
             out, err = process.communicate(timeout=self._timeout)
         except subprocess.TimeoutExpired:
             _end(process)
-            out, err = process.communicate()
+            out, err = _what_is_left(process)
             raise SpecError(
                 Reason.TIMEOUT,
                 f"{Path(command[0]).name} {command[1]} ran longer than {self._timeout:g} s and was ended. It is "
@@ -186,6 +187,17 @@ def _end(process: subprocess.Popen[str]) -> None:
     # A build may have children of its own: the whole session's group goes.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def _what_is_left(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """The output of an ended process; one that left the group and keeps the pipes is not waited for."""
+    try:
+        return process.communicate(timeout=5)
+    except subprocess.TimeoutExpired:
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+        return "", ""
 
 
 _MEANINGS = (

@@ -71,7 +71,8 @@ def from_os_error(error: OSError, doing: str) -> SpecError:
     return SpecError(Reason.STORE, f"{what}. Check the NAS mount; the build is tried again by itself.")
 
 
-_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/@\s'\"`]+@")
+# Up to the last @ before the path: a password may hold one.
+_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s'\"`]+@")
 
 
 def redact(text: str) -> str:

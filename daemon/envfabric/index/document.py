@@ -53,6 +53,8 @@ class Index:
     published_at: str
     entries: Mapping[str, Entry]
     problems: tuple[Problem, ...] = ()
+    root: str = ""
+    """ROOT as it was when this was published: a ROOT that moved has other paths to publish."""
 
     @property
     def complete(self) -> bool:
@@ -91,6 +93,7 @@ def from_json(raw: bytes) -> Index:
             published_at=document["published_at"],
             entries={spec_id: _entry(one) for spec_id, one in document["environments"].items()},
             problems=tuple(_problems(document["problems"])),
+            root=document["root"],
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"index.json is incomplete: {error}") from error

@@ -84,12 +84,14 @@ class Publisher:
         Raises `StoreError` (lost lock, lost mount) or `OSError`; the publication stays wanted then.
         """
         old = self.published
-        if old and (old.revision, old.entries, old.problems) == (revision, entries, problems):
+        root = str(self._root.path)
+        wanted = (revision, entries, problems, root)
+        if old and (old.revision, old.entries, old.problems, old.root) == wanted:
             self._flip(old)
             self._settled()
             return None
         self._writer.check()
-        index = Index(revision, self._next_sequence(), now(), dict(entries), problems)
+        index = Index(revision, self._next_sequence(), now(), dict(entries), problems, root)
         self._files.write_atomic(self._root.index, to_json(index, self._root))
         self.published = index
         self._recent.append(time.monotonic())

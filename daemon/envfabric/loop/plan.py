@@ -17,6 +17,8 @@ class Plan:
     changed: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    """Specs whose closure has vanished from the store."""
 
 
 def make_plan(
@@ -35,10 +37,14 @@ def make_plan(
     for spec_id, ref in wanted.specs.items():
         old = entries.get(spec_id)
         last = before.get(spec_id)
+        if old and old.serving and not last and exists and not exists(old.serving):
+            # Nothing may be published that is not there, not even while it is made anew.
+            old = replace(old, state="pending", serving=None, generation=None)
+            plan.lost.append(spec_id)
         if ref.refused is not None:
             plan.entries[spec_id] = refused(old, ref, commit)
             plan.refused.append(spec_id)
-        elif old is None or old.tree != ref.tree or _try_again(old, last, exists):
+        elif old is None or old.tree != ref.tree or _try_again(old, last):
             plan.entries[spec_id] = pending(old, ref, commit)
             plan.changed.append(spec_id)
         else:
@@ -69,9 +75,5 @@ def failed(old: Entry, failure: Failure) -> Entry:
     return replace(old, state="stale" if old.serving else "failed", error=failure)
 
 
-def _try_again(old: Entry, last: SpecRef | None, exists: Callable[[str], bool] | None) -> bool:
-    if last is not None:
-        return last.refused is not None
-    if old.state != "ready":
-        return True
-    return exists is not None and not exists(old.serving or "")
+def _try_again(old: Entry, last: SpecRef | None) -> bool:
+    return old.state != "ready" if last is None else last.refused is not None

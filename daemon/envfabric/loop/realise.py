@@ -98,7 +98,7 @@ class Realiser:
             if generation.inputs == spec.inputs and self._closures.exists(generation.digest):
                 self._check_ray(spec, generation.ray_version)
                 return Served(generation)
-        resolution, seconds = self._resolve(spec, self._base(request, retained))
+        resolution, seconds = self._resolve(spec, self._base(request, spec, retained))
         self._check_ray(spec, resolution.closure.version_of("ray"))
         if not self._closures.exists(resolution.closure.digest):
             return Missing(spec, resolution, seconds)
@@ -141,11 +141,12 @@ class Realiser:
             began = time.monotonic()
             return self._resolver.resolve(spec, python, base), time.monotonic() - began
 
-    def _base(self, request: Request, retained: list[Generation]) -> bytes | None:
-        serving = next((one for one in retained if one.number == request.serving), None)
-        if serving is None or serving.lock_origin != "resolved":
-            return None
-        return self._generations.lock(serving)
+    def _base(self, request: Request, spec: Spec, retained: list[Generation]) -> bytes | None:
+        """The lock whose versions are kept: of the same content whose closure is gone, else of what is served."""
+        same = [one for one in retained if one.inputs == spec.inputs]
+        served = [one for one in retained if one.number == request.serving]
+        base = next(iter(same + served), None)
+        return self._generations.lock(base) if base is not None and base.lock_origin == "resolved" else None
 
     def _check_ray(self, spec: Spec, found: str | None) -> None:
         if not spec.ray:

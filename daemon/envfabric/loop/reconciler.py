@@ -177,9 +177,10 @@ class Reconciler:
             changed=len(plan.changed),
             removed=len(plan.removed),
             problems=len(wanted.problems),
+            lost=len(plan.lost),
         )
         # With changes under way the outcome is published, and not a moment before it that nobody needs.
-        self._publisher.want(outcome=not plan.changed)
+        self._publisher.want(outcome=not plan.changed or bool(plan.lost))
 
     def _publish(self) -> None:
         board = self.board

@@ -90,9 +90,17 @@ class HttpServer:
         self._thread.join()
 
     def _answer(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO", "/")
-        if environ.get("REQUEST_METHOD") not in {"GET", "HEAD"}:
+        method = environ.get("REQUEST_METHOD")
+        if method == "HEAD":
+            # The same headers, and nothing after them.
+            self._get({**environ, "REQUEST_METHOD": "GET"}, start)
+            return []
+        if method != "GET":
             return _reply(start, "405 Method Not Allowed", "only GET\n")
+        return self._get(environ, start)
+
+    def _get(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "/")
         if path == "/metrics":
             body: Iterable[bytes] = self._metrics_app(environ, start)
             return body

@@ -20,7 +20,7 @@ from pydantic_settings import (
 )
 
 from envfabric.client.index import find_config
-from envfabric.core.errors import ConfigError
+from envfabric.core.errors import ConfigError, redact
 from envfabric.specs.table import nearest
 
 PREFIX = "ENVFABRIC_"
@@ -100,8 +100,11 @@ def load_settings(config: Path | None, flags: dict[str, Any], *, discover: bool 
     Raises `ConfigError` that names the wrong key and what is allowed.
     """
     file = find_config(config) if discover else config
-    if file is not None and not file.is_file():
-        raise ConfigError(f"the settings file {file} does not exist")
+    if file is not None:
+        try:
+            file.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"the settings file {file} can't be read: {error.strerror}") from error
     _check_variables()
 
     class Loaded(Settings):
@@ -139,7 +142,7 @@ def variables() -> list[str]:
 def _check_variables() -> None:
     known = variables() + [PREFIX + name for name in _OTHER_VARIABLES]
     for name in os.environ:
-        if name.startswith(PREFIX) and name.upper() not in known:
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
             raise ConfigError(f"{name} is not a known setting; {nearest(name, known)}")
 
 
@@ -154,4 +157,4 @@ def _explain(error: ValidationError, file: Path | None) -> str:
             fields = fields[part].annotation.model_fields
         return f"{where} is not a known setting; {nearest(loc[-1], list(fields))}{source}"
     shown = re.sub(r"\s+", " ", str(first.get("input", "")))[:80]
-    return f"{where} = {shown!r}: {first['msg']}{source}"
+    return redact(f"{where} = {shown!r}: {first['msg']}{source}")

@@ -4,7 +4,10 @@ GitPython is used for the git command and its `cat-file --batch` process, nothin
 belongs to one thread.
 """
 
+import contextlib
+import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -60,6 +63,10 @@ class Repository:
                 "repository; a folder of specs inside it is given with --path."
             ) from error
         environment = {
+            # Named, not found: git would look around from the daemon's own folder if this one vanished.
+            "GIT_DIR": str(self._repo.git_dir),
+            # A partial clone would run what its configuration names to fetch a missing object.
+            "GIT_NO_LAZY_FETCH": "1",
             "GIT_TERMINAL_PROMPT": "0",
             "GIT_OPTIONAL_LOCKS": "0",
             "GIT_NO_REPLACE_OBJECTS": "1",
@@ -96,9 +103,14 @@ class Repository:
         )
         if status == 0:
             return str(out)
-        if not err:
-            return None
-        raise SourceError(f"git rev-parse {ref} in {self.path}: {err}")
+        if err:
+            raise SourceError(f"git rev-parse {ref} in {self.path}: {err}")
+        status, out, _ = self._repo.git.rev_parse(
+            "--quiet", "--verify", ref, with_extended_output=True, with_exceptions=False
+        )
+        if status == 0:
+            raise SourceError(f"{ref} in {self.path} points at {out}, which is no commit that can be read")
+        return None
 
     def root_commit(self, commit: str) -> str:
         """The oldest ancestor of `commit`: it names the repository wherever it is cloned to."""
@@ -124,16 +136,19 @@ class Repository:
         return items
 
     def size(self, oid: str) -> int:
-        """The size in bytes of an object."""
-        return int(self._repo.git.get_object_header(oid)[2])
+        """The size in bytes of an object. Raises `SourceError` where it is missing or corrupt."""
+        with self._reading(oid):
+            return int(self._repo.git.get_object_header(oid)[2])
 
     def read(self, oid: str) -> bytes:
         """The content of a blob. Raises `SourceError` where the object is missing or corrupt."""
-        try:
-            return bytes(self._repo.git.get_object_data(oid)[3])
-        except (git.exc.GitError, ValueError, OSError) as error:
-            self._repo.git.clear_cache()
-            raise SourceError(f"object {oid} of {self.path} can't be read: {error}") from error
+        with self._reading(oid):
+            data = bytes(self._repo.git.get_object_data(oid)[3])
+            # cat-file gives what it could unpack of a damaged object without a word.
+            digest = hashlib.sha1 if len(oid) == 40 else hashlib.sha256
+            if digest(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() != oid:
+                raise ValueError("its content is damaged")
+            return data
 
     def watched(self) -> tuple[list[Path], list[Path]]:
         """Folders whose changes can mean a new commit: (to be watched deeply, flat only)."""
@@ -141,6 +156,15 @@ class Repository:
         own = Path(self._repo.git_dir)
         deep = [common / "refs", common / "reftable"]
         return [path for path in deep if path.is_dir()], list(dict.fromkeys([common, own]))
+
+    @contextlib.contextmanager
+    def _reading(self, oid: str) -> Iterator[None]:
+        try:
+            yield
+        except (git.exc.GitError, ValueError, OSError) as error:
+            # The cat-file process may be gone, or be out of step with what is asked of it.
+            self._repo.git.clear_cache()
+            raise SourceError(f"object {oid} of {self.path} can't be read: {error}") from error
 
     def _kind(self, name: str) -> str | None:
         status, out, _ = self._repo.git.cat_file("-t", name, with_extended_output=True, with_exceptions=False)

@@ -24,6 +24,10 @@ from envfabric.specs.table import SpecTable, read_table
 MAX_BYTES = {"pyproject.toml": 256 * 1024, "uv.lock": 16 * 1024 * 1024, ".python-version": 4096}
 """Longest accepted file, by name, in bytes."""
 
+MAX_KEY_PARTS = 64
+"""Most dots outside of quotes in one line: far more than any key, table or number needs."""
+
+_QUOTED = re.compile(rb"\"[^\"]*\"|'[^']*'")
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _PLAIN_VERSION = re.compile(r"3(\.[0-9]{1,3}){1,2}")
 
@@ -49,6 +53,8 @@ class Spec:
     lock: bytes | None
     python_version: bytes | None
     name: str
+    version: str
+    """Both normalised, as uv writes them into a lock."""
     table: SpecTable
     python: PythonRequest
     ray: bool
@@ -78,6 +84,8 @@ def read_spec(spec_id: str, tree: str, files: Mapping[str, bytes], policy: Polic
     document = parse_toml(raw, where)
     try:
         return _read(spec_id, tree, files, document, policy)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise SpecError(Reason.INVALID_SPEC, f"{where} can't be understood: {error}.") from error
     except SpecError as error:
         line = _line_of(raw, error.message)
         place = f"{where}:{line}" if line else where
@@ -91,6 +99,7 @@ def parse_toml(raw: bytes, where: str) -> dict[str, Any]:
     limit = MAX_BYTES[where.rsplit("/", 1)[-1]]
     if len(raw) > limit:
         raise SpecError(Reason.INVALID_SPEC, f"{where} has {len(raw)} bytes; at most {limit} are read.")
+    _check_key_depth(raw, where)
     try:
         return tomllib.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -100,6 +109,8 @@ def parse_toml(raw: bytes, where: str) -> dict[str, Any]:
         place = f"{where}:{match[1]}" if match else where
         text = re.sub(r"\s*\(at .*\)$", "", str(error))
         raise SpecError(Reason.INVALID_SPEC, f"{place}: not valid TOML: {text}.") from None
+    except ValueError as error:
+        raise SpecError(Reason.INVALID_SPEC, f"{where}: {error}.") from None
     except RecursionError:
         raise SpecError(Reason.INVALID_SPEC, f"{where}: nested too deeply.") from None
 
@@ -112,11 +123,11 @@ def _read(
         raise SpecError(
             Reason.INVALID_SPEC, "there is no [project] table; add one with name, version and dependencies."
         )
-    name = _project_name(project)
-    _check_version(project)
+    name, version = _project_name(project), _project_version(project)
     tool = document.get("tool", {})
-    uv_table = tool.get("uv", {}) if isinstance(tool, Mapping) else {}
-    own = tool.get("envfabric", {}) if isinstance(tool, Mapping) else {}
+    if not isinstance(tool, Mapping):
+        raise SpecError(Reason.INVALID_SPEC, "tool must be a table.")
+    uv_table, own = tool.get("uv", {}), tool.get("envfabric", {})
     try:
         table = read_table(own)
     except ValueError as error:
@@ -124,7 +135,7 @@ def _read(
     if table.validation != "minimal":
         raise SpecError(
             Reason.POLICY,
-            f'validate = "{table.validation}" runs the packages\' code on the builder, which is not '
+            f'tool.envfabric.validate = "{table.validation}" runs the packages\' code on the builder, which is not '
             'allowed here; use "minimal".',
         )
     if not isinstance(uv_table, Mapping):
@@ -146,6 +157,7 @@ def _read(
         lock=files.get("uv.lock"),
         python_version=files.get(".python-version"),
         name=name,
+        version=version,
         table=table,
         python=_python_request(spec_id, table, files.get(".python-version"), requires),
         ray=policy.ray if table.ray is None else table.ray,
@@ -161,7 +173,7 @@ def _project_name(project: Mapping[str, Any]) -> str:
     return canonicalize_name(name)
 
 
-def _check_version(project: Mapping[str, Any]) -> None:
+def _project_version(project: Mapping[str, Any]) -> str:
     if project.get("dynamic"):
         raise SpecError(
             Reason.POLICY,
@@ -170,7 +182,7 @@ def _check_version(project: Mapping[str, Any]) -> None:
         )
     version = project.get("version")
     try:
-        Version(version if isinstance(version, str) else "")
+        return str(Version(version if isinstance(version, str) else ""))
     except InvalidVersion:
         raise SpecError(
             Reason.INVALID_SPEC, f'project.version must be a version such as "0.1.0", not {version!r}.'
@@ -184,11 +196,12 @@ def _asked(project: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str,
         "optional-dependencies": project.get("optional-dependencies", {}),
         "dependency-groups": document.get("dependency-groups", {}),
     }
-    for key, kind in (("dependencies", list), ("optional-dependencies", dict), ("dependency-groups", dict)):
+    kinds = {"dependencies": list, "optional-dependencies": dict, "dependency-groups": dict}
+    for key, kind in kinds.items():
         if not isinstance(asked[key], kind):
-            raise SpecError(
-                Reason.INVALID_SPEC, f"{key} must be a {'list' if kind is list else 'table of lists'}"
-            )
+            title = key if key == "dependency-groups" else f"project.{key}"
+            what = "list" if kind is list else "table of lists"
+            raise SpecError(Reason.INVALID_SPEC, f"{title} must be a {what}.")
     if not isinstance(asked["requires-python"], str):
         raise SpecError(Reason.INVALID_SPEC, "project.requires-python must be a string")
     asked["dependencies"] = sorted(asked["dependencies"], key=str)
@@ -226,7 +239,8 @@ def _python_request(
         SpecifierSet(requires)
     except InvalidSpecifier:
         raise SpecError(
-            Reason.INVALID_SPEC, f'requires-python = {requires!r} is no version specifier such as ">=3.11".'
+            Reason.INVALID_SPEC,
+            f'project.requires-python = {requires!r} is no version specifier such as ">=3.11".',
         ) from None
     if table.python is not None:
         return PythonRequest(_version_request(table.python, "tool.envfabric.python"), requires, "spec")
@@ -259,15 +273,27 @@ def _version_request(text: str, where: str) -> str:
     return str(bounds)
 
 
+def _check_key_depth(raw: bytes, where: str) -> None:
+    """tomllib takes memory with the square of a dotted key's length."""
+    for number, line in enumerate(raw.splitlines(), 1):
+        if line.count(b".") > MAX_KEY_PARTS and _QUOTED.sub(b"", line).count(b".") > MAX_KEY_PARTS:
+            raise SpecError(
+                Reason.INVALID_SPEC,
+                f"{where}:{number}: a key of more than {MAX_KEY_PARTS} parts is not read.",
+            )
+
+
 def _line_of(raw: bytes, message: str) -> int | None:
-    """The first line that has the thing which the message is about: its quoted text or last key."""
-    wanted = re.findall(r"'([^']+)'", message)[:1]
-    key = re.match(r"(?:project|tool)\.[A-Za-z0-9_.-]+|\[?[a-z-]+(?:\.[a-z_-]+)*", message)
-    if key:
-        wanted += [key[0].rsplit(".", 1)[-1]]
+    """The line of what the message is about: the key that it begins with, or the text that it quotes."""
     lines = raw.decode("utf-8", "replace").splitlines()
-    for text in wanted:
+    patterns = []
+    if key := re.match(r"\[?((?:project|tool|dependency-groups)[.A-Za-z0-9_-]*)", message):
+        parts = [part for part in key[1].rstrip(".").split(".") if not part.isdecimal()]
+        for part in map(re.escape, reversed(parts)):
+            patterns += [rf"^\s*[\"']?{part}[\"']?\s*=", rf"^\s*\[+.*\b{part}\b", rf"\b{part}[\"']?\s*="]
+    patterns += [re.escape(text) for text in re.findall(r"'([^']+)'", message)[:1]]
+    for pattern in patterns:
         for number, line in enumerate(lines, 1):
-            if text in line:
+            if re.search(pattern, line):
                 return number
     return None

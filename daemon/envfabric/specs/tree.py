@@ -64,7 +64,7 @@ def find_specs(items: Iterable[TreeItem]) -> Wanted:
     wanted = Wanted()
     folders = {folder for folder, found in files.items() if "pyproject.toml" in found}
     for folder in sorted(folders):
-        if ids.is_id(folder):
+        if ids.is_id(folder) and folder in trees:
             wanted.specs[folder] = _reference(folder, trees[folder], files[folder])
         else:
             wanted.problems.append(_bad_id(folder))

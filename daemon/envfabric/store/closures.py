@@ -84,6 +84,8 @@ class Closures:
     def seal(self, staging: Staging, metadata: dict[str, Any], log: str) -> Inventory:
         """Seals the environment in staging: write permission off, then build.log, manifest and metadata."""
         closure = staging.closure
+        # Before the count: some file systems know a file's blocks only once it is written out.
+        self._files.flush(closure)
         inventory = seal_and_list(closure, self._hashes)
         counted = {
             "link_fallbacks": inventory.copied,
@@ -96,7 +98,7 @@ class Closures:
             ("manifest", write_lines(inventory)),
             ("metadata.json", text.encode()),
         ):
-            self._files.write_new(closure / name, data, mode=0o444)
+            self._files.write_new(closure / name, data, mode=0o444, durable=True)
             inventory.add(closure / name)
         inventory.add(closure)
         return inventory
@@ -107,7 +109,7 @@ class Closures:
         Gives the bytes by inode of the one that is there now. Raises `OSError`.
         """
         self._root.require_marker()
-        self._files.flush(staging.closure)
+        self._files.sync_folder(staging.closure)
         target = self._root.closure(digest)
         try:
             self._files.rename(staging.closure, target)
@@ -121,8 +123,8 @@ class Closures:
     def recover(self, names: set[str] | None = None) -> set[str]:
         """Empties what dead builds left in staging/, or only `names` of it.
 
-        Gives the names whose children still write: they wait for the next look. Without `names` it may
-        only be called before this process builds anything.
+        Gives the names whose children still write, or that can't be removed yet: they wait for the next
+        look. Without `names` it may only be called before this process builds anything.
         """
         found = {name.removesuffix(".lock") for name in os.listdir(self._root.staging)}
         held = set()
@@ -137,6 +139,10 @@ class Closures:
                     except BlockingIOError:
                         held.add(name)
                         continue
-                self._files.remove_tree(self._root.staging / name)
-                self._files.unlink(lock)
+                try:
+                    self._files.remove_tree(self._root.staging / name)
+                    self._files.unlink(lock)
+                except OSError:
+                    # Something of it is in use (NFS keeps .nfs… names): the next look tries again.
+                    held.add(name)
         return held

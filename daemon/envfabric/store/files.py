@@ -30,8 +30,9 @@ class Files:
         """Makes `path` and its parents, readable by others whatever the umask."""
         if path.is_dir():
             return
+        self.make_folder(path.parent)
         self._step("mkdir", path)
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(exist_ok=True)
         path.chmod(0o755)
 
     def write_atomic(self, path: Path, data: bytes, mode: int = 0o644) -> None:
@@ -52,12 +53,15 @@ class Files:
             raise
         self.sync_folder(path.parent)
 
-    def write_new(self, path: Path, data: bytes, mode: int = 0o644) -> None:
-        """Writes a file into a folder that nobody looks at yet."""
+    def write_new(self, path: Path, data: bytes, mode: int = 0o644, *, durable: bool = False) -> None:
+        """Writes a file into a folder that nobody looks at yet; `durable` before that folder is published."""
         self._step("write", path)
         with path.open("xb") as file:
             file.write(data)
             os.fchmod(file.fileno(), mode)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
 
     def link(self, source: Path, target: Path) -> None:
         """Hardlinks `source` at `target`; raises `FileExistsError` where that name is taken."""
@@ -80,8 +84,12 @@ class Files:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         self._step("symlink", path)
         temporary.symlink_to(target)
-        self._step("rename", path)
-        temporary.replace(path)
+        try:
+            self._step("rename", path)
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def unlink(self, path: Path) -> None:
         """Removes a file or symlink, or nothing where it is gone already."""
@@ -114,11 +122,11 @@ class Files:
         """Removes a folder with all below it, sealed folders too. Follows no symlink."""
         self._step("remove", path)
         try:
+            if not stat.S_ISDIR(path.lstat().st_mode):
+                path.unlink()
+                return
             entries = list(os.scandir(path))
         except FileNotFoundError:
-            return
-        except NotADirectoryError:
-            path.unlink(missing_ok=True)
             return
         # Without write permission on the folder an ordinary user can't remove what is in it.
         path.chmod(stat.S_IRWXU)

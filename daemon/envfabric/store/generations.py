@@ -100,11 +100,11 @@ class Generations:
         folder = self._root.staging / f"generation-{uuid.uuid4().hex}"
         self._files.make_folder(folder)
         try:
-            self._files.write_new(folder / "pyproject.toml", content.pyproject, mode=0o444)
-            self._files.write_new(folder / "uv.lock", content.lock, mode=0o444)
+            self._files.write_new(folder / "pyproject.toml", content.pyproject, mode=0o444, durable=True)
+            self._files.write_new(folder / "uv.lock", content.lock, mode=0o444, durable=True)
             written = {name: getattr(generation, name) for name in Generation.__slots__ if name != "number"}
             text = json.dumps({"schema": 1, "generation": number, **written}, indent=2)
-            self._files.write_new(folder / "metadata.json", text.encode(), mode=0o444)
+            self._files.write_new(folder / "metadata.json", text.encode(), mode=0o444, durable=True)
             # Relative, so that it is true wherever ROOT is mounted: <workflow>/<node>/<n> is 4 deep.
             self._files.symlink(folder / ".venv", f"../../../../store/{generation.digest}/.venv")
             self._files.rename(folder, target)

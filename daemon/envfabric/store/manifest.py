@@ -20,7 +20,8 @@ _REMEMBERED = 200_000
 class Inventory:
     """What a walk over a closure found."""
 
-    lines: list[str] = field(default_factory=list)
+    entries: list[list[str | int]] = field(default_factory=list)
+    """The manifest's lines as lists, sorted by path."""
     inodes: dict[int, int] = field(default_factory=dict)
     """Bytes on disk (st_blocks × 512) by inode number, folders and symlinks too."""
     copied: int = 0
@@ -58,13 +59,13 @@ def seal_and_list(closure: Path, hashes: Hashes) -> Inventory:
     """
     found = Inventory()
     _walk(closure, "", hashes, found)
-    found.lines.sort()
+    found.entries.sort(key=lambda entry: str(entry[1]))
     return found
 
 
 def write_lines(inventory: Inventory) -> bytes:
     """The manifest as it is written."""
-    return ("\n".join(inventory.lines) + "\n").encode()
+    return "".join(f"{json.dumps(entry)}\n" for entry in inventory.entries).encode()
 
 
 def _walk(folder: Path, relative: str, hashes: Hashes, found: Inventory) -> None:
@@ -74,15 +75,15 @@ def _walk(folder: Path, relative: str, hashes: Hashes, found: Inventory) -> None
             status = entry.stat(follow_symlinks=False)
             found.inodes[status.st_ino] = status.st_blocks * 512
             if stat.S_ISLNK(status.st_mode):
-                found.lines.append(json.dumps(["l", path, os.readlink(entry.path)]))
+                found.entries.append(["l", path, os.readlink(entry.path)])
             elif stat.S_ISDIR(status.st_mode):
                 _walk(Path(entry.path), f"{path}/", hashes, found)
                 mode = _seal(entry.path, status)
-                found.lines.append(json.dumps(["d", path, oct(mode)]))
+                found.entries.append(["d", path, oct(mode)])
             elif stat.S_ISREG(status.st_mode):
                 mode = _seal(entry.path, status)
                 digest = hashes.of(entry.path, status)
-                found.lines.append(json.dumps(["f", path, oct(mode), status.st_size, digest]))
+                found.entries.append(["f", path, oct(mode), status.st_size, digest])
                 found.copied += _is_copy(path, status)
             else:
                 raise OSError(0, "is neither file, folder nor symlink", entry.path)

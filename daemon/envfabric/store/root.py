@@ -78,13 +78,19 @@ def init_root(path: Path, files: Files) -> Root:
     Raises `ConfigError` where the folder can't be used, with what to do about it.
     """
     root = Root(check_path(path))
-    if not root.marker.exists() and root.path.is_dir():
-        taken = sorted({*FOLDERS, "index.json"} & set(os.listdir(root.path)))
-        if taken:
-            raise ConfigError(
-                f"{root.path} has no {MARKER} but holds {', '.join(taken)}; choose an empty folder, or mount "
-                "the NAS that belongs there."
-            )
+    try:
+        if root.marker.exists():
+            read_marker(root)
+            taken = []
+        else:
+            taken = _taken(root.path)
+    except OSError as error:
+        raise ConfigError(f"{root.path} can't be read: {error.strerror}") from error
+    if taken:
+        raise ConfigError(
+            f"{root.path} has no {MARKER} but holds {', '.join(taken)}; choose an empty folder, or mount "
+            "the NAS that belongs there."
+        )
     try:
         files.make_folder(root.path)
         for name in FOLDERS:
@@ -97,10 +103,20 @@ def init_root(path: Path, files: Files) -> Root:
     return root
 
 
+def _taken(path: Path) -> list[str]:
+    """Our names in a folder without a marker; empty folders, of an init that failed, do not count."""
+    names = {*FOLDERS, "index.json"} & set(os.listdir(path)) if path.is_dir() else set()
+    return sorted(name for name in names if not (path / name).is_dir() or os.listdir(path / name))
+
+
 def open_root(path: Path) -> Root:
     """ROOT as prepared earlier. Raises `ConfigError` where it was not."""
     root = Root(check_path(path))
-    if not root.marker.is_file():
+    try:
+        prepared = root.marker.is_file()
+    except OSError as error:
+        raise ConfigError(f"{root.marker} can't be read: {error.strerror}") from error
+    if not prepared:
         raise ConfigError(
             f"{root.path} was not prepared (no {MARKER}). Mount the NAS, or run: envfabric init {root.path}"
         )
@@ -116,8 +132,9 @@ def check_path(path: Path) -> Path:
             f"{absolute} has characters besides A-Z a-z 0-9 / . _ - ; Ray passes interpreter paths through a "
             "shell unquoted. Choose another folder."
         )
-    for folder in (absolute, *absolute.parents):
-        if (folder / "pyproject.toml").exists():
+    real = absolute.resolve()
+    for folder in dict.fromkeys((absolute, *absolute.parents, real, *real.parents)):
+        if os.path.exists(folder / "pyproject.toml"):
             raise ConfigError(
                 f"{folder}/pyproject.toml would be taken by uv for a workspace around every build. Choose a "
                 "folder with no pyproject.toml in it or above it."

@@ -1,7 +1,7 @@
 """What the store takes on disk, counted when a closure is sealed and kept up from then on.
 
-state/usage/<digest> holds a closure's inodes with their bytes as pairs of 64-bit integers, so that
-a start reads counts instead of walking the store. An inode that several closures share is counted
+state/usage/<digest> holds a closure's inodes with their bytes as pairs of 64-bit integers, after their
+number, so that a start reads counts instead of walking the store. An inode that several closures share is counted
 once, whichever of them is looked at first.
 """
 
@@ -58,7 +58,7 @@ class Usage:
     def keep(self, digest: str, inodes: dict[int, int]) -> None:
         """Writes a closure's record; a crash before it costs one walk at the next start."""
         self._files.make_folder(self._folder)
-        flat = array.array("Q", [number for pair in inodes.items() for number in pair])
+        flat = array.array("Q", [len(inodes), *(number for pair in inodes.items() for number in pair)])
         if sys.byteorder == "big":
             flat.byteswap()
         self._files.write_atomic(self._folder / digest, flat.tobytes())
@@ -85,12 +85,15 @@ class Usage:
         except FileNotFoundError:
             return None
         flat = array.array("Q")
-        if len(raw) % (2 * flat.itemsize):
+        if len(raw) % flat.itemsize:
             return None
         flat.frombytes(raw)
         if sys.byteorder == "big":
             flat.byteswap()
-        return dict(zip(flat[::2], flat[1::2], strict=True))
+        # Cut off by a crash, it is not believed.
+        if not flat or len(flat) != 2 * flat[0] + 1:
+            return None
+        return dict(zip(flat[1::2], flat[2::2], strict=True))
 
 
 def walk_inodes(folder: Path) -> dict[int, int]:

@@ -4,6 +4,7 @@ The lock frees itself when its holder dies, on this host or another (NFS 4). The
 a lock leaves open: a holder that was cut off and comes back later finds a higher epoch and stops.
 """
 
+import contextlib
 import os
 import re
 import uuid
@@ -19,6 +20,8 @@ from envfabric.store.root import Root
 
 _EPOCH = re.compile(r"epoch-([0-9]{1,18})")
 _EPOCHS_KEPT = 8
+_TOKEN_AGE = 3600.0
+"""Seconds after which a claim's token is nobody's any more."""
 
 
 class Busy(StoreError):
@@ -113,12 +116,25 @@ class Writer:
                     self._files.link(token, self._epoch_path(epoch))
                 except FileExistsError:
                     continue
-                break
+                # Between the look and the link others may have claimed so many that this number was trimmed.
+                if max(self._epochs()) == epoch:
+                    break
+                self._files.unlink(self._epoch_path(epoch))
         finally:
-            token.unlink(missing_ok=True)
+            self._remove_tokens(token)
         for old in sorted(self._epochs())[:-_EPOCHS_KEPT]:
             self._files.unlink(self._epoch_path(old))
         return epoch
+
+    def _remove_tokens(self, own: Path) -> None:
+        """Removes this claim's token, and those of claims that were killed half-way long ago."""
+        with contextlib.suppress(FileNotFoundError):
+            # Both times are the file server's: hosts' clocks need not agree.
+            now = own.stat().st_mtime
+            for left in self._root.locks.glob(".claim.*"):
+                if now - left.stat().st_mtime > _TOKEN_AGE:
+                    self._files.unlink(left)
+        own.unlink(missing_ok=True)
 
     def _epoch_path(self, epoch: int) -> Path:
         return self._root.locks / f"epoch-{epoch}"

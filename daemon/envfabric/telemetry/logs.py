@@ -5,7 +5,6 @@ Spec id, commit and digest are bound by the caller under the keys `spec`, `commi
 
 import logging
 import sys
-from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
@@ -15,11 +14,9 @@ from envfabric.core.errors import redact
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
-def _redact_values(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    for key, value in event.items():
-        if isinstance(value, str):
-            event[key] = redact(value)
-    return event
+def _redact_line(_: object, __: str, line: Any) -> str:
+    # Last of all: whatever a value was, it is text by now.
+    return redact(line)
 
 
 def _logger(*_: object) -> structlog.WriteLogger:
@@ -34,10 +31,9 @@ def configure(level: str = "info", json: bool | None = None) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        # A traceback is text as well: it is redacted after it has become a value.
         structlog.processors.format_exc_info,
-        _redact_values,
         structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(),
+        _redact_line,
     ]
     structlog.configure(
         processors=processors,
