@@ -147,13 +147,13 @@ def test_spoiled_spec_serves_its_last_good_generation(fabric: Fabric) -> None:
         assert index["environments"]["wf/a"]["error"]["reason"] == "unresolvable"
         assert index["python"] == before["python"]
         assert daemon.metric("envfabric_build_failures_total", reason="unresolvable") == 1
-        assert daemon.metric("envfabric_specs", state="stale") == 1
+        daemon.wait_for_metric("envfabric_specs", 1, state="stale")
         assert "unresolvable" in daemon.get("/")[1]
         fabric.repo.spec("wf/a", ["gamma"])
         index = daemon.wait_for_index(fabric.repo.commit())
         assert index["environments"]["wf/a"]["state"] == "ready"
         assert index["environments"]["wf/a"]["error"] is None
-        assert daemon.metric("envfabric_specs", state="stale") == 0
+        daemon.wait_for_metric("envfabric_specs", 0, state="stale")
 
 
 def test_suspended_spec_keeps_what_it_serves(fabric: Fabric) -> None:

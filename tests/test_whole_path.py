@@ -256,7 +256,7 @@ def test_restart_serves_on_without_work(fabric: Fabric) -> None:
             lambda: daemon.metric("envfabric_reconcile_last_success_timestamp_seconds") or None,
             message="no look",
         )
-        assert daemon.metric("envfabric_specs", state="ready") == 1
+        daemon.wait_for_metric("envfabric_specs", 1, state="ready")
         assert daemon.metric("envfabric_builds_total") == 0
         assert daemon.metric("envfabric_store_physical_bytes") > 0
     after = fabric.index()

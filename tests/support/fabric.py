@@ -186,6 +186,14 @@ class RunningDaemon:
                     return float(sample.value)
         raise AssertionError(f"no sample {name} {labels}")
 
+    def wait_for_metric(self, name: str, value: float, **labels: str) -> None:
+        """Waits until a sample has a value: gauges follow the index by a moment."""
+        wait_for(
+            lambda: self.metric(name, **labels) == value,
+            timeout=10,
+            message=f"{name} {labels} is not {value}",
+        )
+
     def wait_for_index(self, commit: str, *, timeout: float = 60) -> dict[str, Any]:
         """The index once it is complete for this commit."""
 

@@ -11,6 +11,7 @@ import re
 import stat
 import subprocess
 import threading
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +23,10 @@ from envfabric.core.errors import Reason, SpecError
 from envfabric.specs.spec import PythonRequest
 from envfabric.store.files import Files
 from envfabric.store.root import Root
+from envfabric.telemetry import logs
+
+_LIST_AGE = 60.0
+"""Seconds after which a new request looks again for interpreters that were installed meanwhile."""
 
 # Run in a base interpreter, without site: nothing of a package is executed.
 _FACTS = """
@@ -80,6 +85,7 @@ class Interpreters:
         self._lock = threading.Lock()
         self._chosen: dict[str, Interpreter] = {}
         self._all: list[Interpreter] | None = None
+        self._listed_at = 0.0
 
     def choose(self, request: PythonRequest) -> Interpreter:
         """The interpreter for a request. Raises `SpecError` (unresolvable) where none fits."""
@@ -92,6 +98,10 @@ class Interpreters:
                     self._files.make_folder(self._record(key).parent)
                     content = {"request": key, **asdict(recorded)}
                     self._files.write_atomic(self._record(key), json.dumps(content, indent=2).encode())
+                if not recorded.shared:
+                    logs.get().warning(
+                        "workers of other users can't reach this interpreter", python=recorded.path
+                    )
                 self._chosen[key] = recorded
             return self._chosen[key]
 
@@ -128,11 +138,12 @@ class Interpreters:
         )
 
     def _available(self) -> list[Interpreter]:
-        if self._all is None:
+        if self._all is None or time.monotonic() - self._listed_at > _LIST_AGE:
             listed = {path: inspect(path) for path in self._candidates()}
             # Other implementations and free-threaded builds take other wheels; no spec asks for them yet.
             plain = [one for one in listed.values() if one is not None and one.plain]
             self._all = list({one.path: one for one in plain}.values())
+            self._listed_at = time.monotonic()
         return self._all
 
     def _candidates(self) -> list[str]:
