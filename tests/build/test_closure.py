@@ -1,5 +1,6 @@
 """A closure's digest covers what gets installed and nothing else; its wheels are those that uv takes."""
 
+import hashlib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from envfabric.build.lockfile import Lock, read_lock
 from envfabric.build.resolve import Resolver
 from envfabric.build.uv import Uv
 from envfabric.core.errors import Reason, SpecError
-from envfabric.specs.spec import Spec
+from envfabric.specs.policy import Policy
+from envfabric.specs.spec import Spec, read_spec
 from support.simple_index import SimpleIndex
 
 PYTHON = Interpreter(
@@ -124,7 +126,8 @@ def tags(python: Interpreter) -> list[str]:
         "1-py3-none-any", "10-py3-none-any", "2-py3-none-any", "2a-py3-none-any", "2b-py3-none-any",
         f"3-{cp}-{cp}-manylinux_2_17_{machine}", f"20-{cp}-{cp}-manylinux_2_17_{machine}",
         f"{cp}-{cp}-manylinux_2_99_{machine}", f"{cp}-{cp}-win_amd64", "cp27-cp27m-manylinux1_x86_64",
-        f"{cp}-{cp}-musllinux_1_1_{machine}",
+        f"{cp}-{cp}-musllinux_1_1_{machine}", f"{cp}-{cp}-linux_{machine}", f"py3-none-linux_{machine}",
+        f"cp37-abi3-linux_{machine}",
     ]  # fmt: skip
 
 
@@ -174,6 +177,43 @@ def test_wheels_are_chosen_as_uv_does(
     assert len(chosen) >= 20
     misfits = [tag for tag in offered if re.search("win_amd64|cp27m|_2_99_|musllinux", tag)]
     assert set(chosen) == set(offered) - set(misfits)
+
+
+def test_one_version_of_two_indexes_is_the_one_for_here(
+    resolver: Resolver, uv: Uv, python: Interpreter, index: SimpleIndex, tmp_path: Path
+) -> None:
+    """Where markers give one version two sources, the digest is of the wheel that uv installs here."""
+    digests = set()
+    with SimpleIndex(tmp_path / "second") as second:
+        second.add_wheel("many", "1.0", modules={"many.py": "second"})
+        index.add_wheel("many", "1.0", modules={"many.py": "first"})
+        for name, here, elsewhere in (("one", index, second), ("two", second, index)):
+            spec = of_two_indexes(name, here.url, elsewhere.url)
+            resolution = resolver.resolve(spec, python, None)
+            assert resolution.lock.count(b'name = "many"\nversion = "1.0"\n') == 2
+            (ours,) = resolution.closure.distributions
+            wheel = here.folder / ours.wheel
+            assert ours.hash == f"sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}"
+            folder = tmp_path / name
+            folder.mkdir()
+            (folder / "pyproject.toml").write_bytes(spec.pyproject)
+            (folder / "uv.lock").write_bytes(resolution.lock)
+            assert installed(uv, folder, python) == ("first" if here is index else "second")
+            digests.add(resolution.closure.digest)
+    assert len(digests) == 2
+
+
+def of_two_indexes(name: str, here: str, elsewhere: str) -> Spec:
+    """A spec that takes `many` from one index on Linux and from another one on all other platforms."""
+    text = (
+        f'[project]\nname = "{name}"\nversion = "1"\nrequires-python = ">=3.11"\ndependencies = ["many"]\n'
+        '[tool.uv.sources]\nmany = [{ index = "here", marker = "sys_platform == \'linux\'" },\n'
+        '{ index = "elsewhere", marker = "sys_platform != \'linux\'" }]\n'
+        f'[[tool.uv.index]]\nname = "here"\nurl = "{here}"\nexplicit = true\n'
+        f'[[tool.uv.index]]\nname = "elsewhere"\nurl = "{elsewhere}"\nexplicit = true\n'
+    )
+    files = {"pyproject.toml": text.encode()}
+    return read_spec(f"wf/{name}", "0" * 40, files, Policy(indexes=(here, elsewhere)))
 
 
 @pytest.mark.parametrize(

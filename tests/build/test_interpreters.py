@@ -21,8 +21,8 @@ from support.fabric import BASE_PYTHON
 Open = Callable[..., Interpreters]
 
 
-def fake(path: Path, version: str, says: str | None = None) -> str:
-    """A program that answers what an interpreter of that version would."""
+def fake(path: Path, version: str, says: str | None = None, **changed: str | None) -> str:
+    """A program that answers what an interpreter of that version would; a fact that is None it does not know."""
     facts = {
         "path": says or str(path),
         "version": version,
@@ -31,9 +31,10 @@ def fake(path: Path, version: str, says: str | None = None) -> str:
         "libc": "glibc 2.36",
         "platform": "linux",
     }
+    answer = {name: value for name, value in (facts | changed).items() if value is not None}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-    path.write_text(f"#!/bin/sh\necho '{json.dumps(facts)}'\n")
+    path.write_text(f"#!/bin/sh\necho '{json.dumps(answer)}'\n")
     path.chmod(0o755)
     return str(path)
 
@@ -197,6 +198,41 @@ def test_only_what_is_listed_is_used(open_with: Open, fakes: dict[str, str]) -> 
     assert open_with(folder.parent.parent).choose(asked("3.10")).version == "3.10.2"
     with pytest.raises(SpecError, match=r"there are: 3\.12\.1\."):
         open_with(folder).choose(asked("3.13"))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"implementation": "pypy", "abi": "pypy311-pp73"}, {"abi": "cpython-311t-x86_64-linux-gnu"},
+     {"implementation": "graalpy", "abi": "graalpy242-311-native-x86_64-linux"}],
+    ids=["pypy", "free-threaded", "graalpy"],
+)  # fmt: skip
+def test_only_plain_cpython_is_chosen(
+    open_with: Open, fakes: dict[str, str], tmp_path: Path, facts: dict[str, str]
+) -> None:
+    """Another implementation or a free-threaded build is not taken, be it newer or the only one."""
+    odd = fake(tmp_path / "odd" / "python3", "3.11.9", **facts)
+    assert inspect(odd) is not None
+    assert open_with(odd, fakes["3.11.2"]).choose(asked("3.11")).version == "3.11.2"
+    with pytest.raises(SpecError, match="there are: none"):
+        open_with(odd).choose(asked("3.11.9"))
+
+
+def test_interpreter_without_a_fact_is_passed_over(
+    open_with: Open, fakes: dict[str, str], tmp_path: Path
+) -> None:
+    """A program that does not say all that a digest needs is no interpreter, and stops no choice."""
+    odd = fake(tmp_path / "odd" / "python3", "3.11.9", libc=None)
+    assert inspect(odd) is None
+    assert open_with(odd, fakes["3.11.2"]).choose(asked("3.11")).version == "3.11.2"
+
+
+def test_record_does_not_outlive_the_list(open_with: Open, root: Root, fakes: dict[str, str]) -> None:
+    """An interpreter that the settings list no more is not used, although it was chosen once and works still."""
+    assert open_with(fakes["3.11.7"]).choose(asked("3.11")).version == "3.11.7"
+    assert inspect(fakes["3.11.7"]) is not None
+    assert open_with(fakes["3.11.2"]).choose(asked("3.11")).version == "3.11.2"
+    (record,) = (root.state / "pythons").glob("*.json")
+    assert json.loads(record.read_bytes())["path"] == fakes["3.11.2"]
 
 
 def test_interpreters_below_root_are_always_allowed(

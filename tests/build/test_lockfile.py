@@ -161,3 +161,27 @@ def test_a_lock_has_one_project(count: int) -> None:
     with pytest.raises(SpecError, match=f"has {count} projects of its own, not 1") as caught:
         read_lock(text.encode(), WHERE)
     assert caught.value.reason is Reason.LOCK_STALE
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [package('registry = "https://x.example"', 'wheels = "abc"\n'),
+     package('registry = "https://x.example"', "wheels = [1]\n"),
+     package('registry = "https://x.example"', 'wheels = ["path"]\n'),
+     package('registry = "https://x.example"', "wheels = 1\n"),
+     package('registry = "https://x.example"', 'sdist = "x"\n'),
+     package('registry = "https://x.example"', "sdist = 1\n"),
+     package('registry = "https://x.example"', 'wheels = [{ url = "http://[x" }]\n'),
+     package('registry = "http://[x"'), f'{OWN}\n[[package]]\nname = "odd"\nsource = "x"\n'.encode(),
+     f"{OWN}\n[[package]]\nname = 'odd'\nsource = 3\n".encode(), f"{OWN}\n[[package]]\nname = 'odd'\n".encode(),
+     f"{OWN}\n[[package]]\nname = 'odd'\nsource = {{}}\n".encode(), f"{OWN}x = {'1' * 5000}\n".encode()],
+    ids=["wheels-text", "wheel-number", "wheel-text", "wheels-number", "sdist-text", "sdist-number", "wheel-url",
+         "registry-url", "source-text", "source-number", "no-source", "empty-source", "digits"],
+)  # fmt: skip
+def test_values_of_other_types_are_refused(raw: bytes) -> None:
+    """A lock whose values are of other types than uv's is refused with its name, and never an unexpected error."""
+    with pytest.raises(SpecError) as caught:
+        read_lock(raw, WHERE)
+    assert caught.value.reason in {Reason.LOCK_STALE, Reason.POLICY}
+    assert caught.value.message.startswith(WHERE)
+    assert "lock" in caught.value.message.removeprefix(WHERE)

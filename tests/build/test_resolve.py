@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 from envfabric.build.interpreters import Interpreter
 from envfabric.build.resolve import Resolution, Resolver
@@ -268,3 +269,65 @@ def test_resolving_at_once_on_many_threads(resolver: Resolver, make_spec: Any, p
     for thread in threads:
         thread.join(60)
     assert found == {name: {"gamma": text[-3:]} for name, text in wanted.items()}
+
+
+def test_package_that_requires_the_project_is_not_shared(
+    resolver: Resolver, make_spec: Any, python: Interpreter
+) -> None:
+    """Where a package requires what a project is named like, uv means the project: nobody else gets that lock."""
+    assert versions(get(resolver, make_spec("alpha", ["beta"]), python)) == {"beta": "1.0"}
+    found = get(resolver, make_spec("other", ["beta"]), python)
+    assert versions(found) == {"alpha": "1.0", "beta": "1.0"}
+
+
+@pytest.mark.parametrize("first", ["copy", "original"])
+@pytest.mark.parametrize("change", ["name", "version"])
+def test_lock_of_another_project_is_stale(
+    resolver: Resolver, make_spec: Any, python: Interpreter, change: str, first: str
+) -> None:
+    """A lock copied from a project of another name or version is lock-stale, whichever of them is known first."""
+    lock = get(resolver, make_spec("one", ["gamma"], local=True), python).lock
+    original = make_spec("one", ["gamma"], local=True, files={"uv.lock": lock})
+    name, version = ("two", "0.1.0") if change == "name" else ("one", "0.2.0")
+    copy = make_spec(name, ["gamma"], version=version, local=True, files={"uv.lock": lock})
+    for spec in (copy, original) if first == "copy" else (original, copy, original):
+        if spec is copy:
+            assert refusal(resolver, copy, python).reason is Reason.LOCK_STALE
+        else:
+            assert get(resolver, original, python).lock == lock
+
+
+@pytest.mark.parametrize("version", ["1.0\n", "v1.0", "1.0-alpha", "1.0.0-1"])
+def test_version_in_a_shared_lock_is_uvs_spelling(
+    resolver: Resolver, make_spec: Any, python: Interpreter, uv: Uv, tmp_path: Path, version: str
+) -> None:
+    """A lock that a project gets from another one has its version as uv writes it, and uv accepts it."""
+    get(resolver, make_spec("one", ["gamma"], local=True), python)
+    spec = make_spec("two", ["gamma"], version=version, local=True)
+    lock = resolver.known(spec, resolver.key(spec, python, None))
+    assert lock is not None
+    assert f'name = "two"\nversion = "{Version(version)}"\n'.encode() in lock.lock
+    if version.strip() == version:
+        assert checked(uv, tmp_path / "project", spec, lock.lock).code == 0
+
+
+def test_locks_with_conflicts_are_not_shared(
+    resolver: Resolver, make_spec: Any, python: Interpreter, uv: Uv, tmp_path: Path
+) -> None:
+    """Conflicts name the project in the head of its lock: each project gets one of its own that uv accepts."""
+    tail = '[project.optional-dependencies]\na = ["gamma==1.0"]\nb = ["gamma==2.0"]\n[tool.envfabric]\nextras = ["a"]\n'
+    tail += '[tool.uv]\nconflicts = [[{ extra = "a" }, { extra = "b" }]]\n'
+    for name in ("one", "two"):
+        spec = make_spec(name, ["alpha"], tail=tail, local=True)
+        found = get(resolver, spec, python)
+        assert versions(found) == {"alpha": "1.0", "gamma": "1.0"}
+        done = checked(uv, tmp_path / name, spec, found.lock)
+        assert done.code == 0, done.stderr
+
+
+def checked(uv: Uv, folder: Path, spec: Spec, lock: bytes) -> Finished:
+    """`uv lock --check` of a lock beside a spec's pyproject.toml."""
+    folder.mkdir()
+    (folder / "pyproject.toml").write_bytes(spec.pyproject)
+    (folder / "uv.lock").write_bytes(lock)
+    return uv.run(["lock", "--check"], cwd=folder)

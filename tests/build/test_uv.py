@@ -1,8 +1,11 @@
 """uv's environment, time limit and process group; what gets in from the daemon's own environment."""
 
+import contextlib
 import os
 import signal
+import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -183,3 +186,60 @@ def test_failures_have_reasons(stderr: str, reason: Reason) -> None:
     assert error.message.startswith("installing wf/a: ")
     assert error.output == stderr
     assert "exit code 2" in error.message or stderr
+
+
+@pytest.mark.parametrize("name", ["UV_INDEX_STRATEGY", "UV_INDEX_URL", "UV_INDEX_OWN_URL", "UV_INDEX_"])
+def test_of_index_variables_only_credentials_pass(
+    root: Root, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A variable that begins like an index's credentials and decides something else does not reach uv."""
+    monkeypatch.setenv(name, "from the shell")
+    for fleet in (True, False):
+        assert name not in Uv(root).environment(fleet=fleet)
+
+
+def test_child_that_left_the_group_blocks_nobody(root: Root, tmp_path: Path) -> None:
+    """After the time limit a process of another session that keeps the pipes is not waited for."""
+    script = f"setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 600' & wait"
+    began = time.monotonic()
+    try:
+        with pytest.raises(SpecError) as caught:
+            Uv(root, timeout=0.5).run_command(
+                ["sh", "-c", script], cwd=tmp_path, hold=None, env={"PATH": os.environ["PATH"]}
+            )
+        assert caught.value.reason is Reason.TIMEOUT
+        assert time.monotonic() - began < 30
+        pid = int((tmp_path / "pid").read_text())
+        assert not ended(pid), "the trap is live: the child holds the pipes"
+    finally:
+        with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
+            os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+
+def test_temporary_folder_stays_empty(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: SimpleIndex
+) -> None:
+    """uv leaves nothing where the daemon's temporary files are, whether it succeeds or is ended."""
+    temporary, project = tmp_path / "tmp", tmp_path / "project"
+    temporary.mkdir()
+    project.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (project / "pyproject.toml").write_text(
+        '[project]\nname = "one"\nversion = "1"\nrequires-python = ">=3.11"\ndependencies = ["gamma"]\n'
+    )
+    for arguments in (["lock"], ["sync", "--frozen"], ["lock", "--check"]):
+        assert Uv(root, index=index.url).run(arguments, cwd=project, fleet=True).code == 0
+    said = Uv(root).run_command(
+        ["sh", "-c", 'echo "$TMPDIR"; touch "$TMPDIR/left"'],
+        cwd=project,
+        hold=None,
+        env={"PATH": os.environ["PATH"]},
+    )
+    assert Path(said.stdout.strip()).parent == temporary
+    held = index.hold("gamma")
+    (project / "uv.lock").unlink()
+    with pytest.raises(SpecError):
+        Uv(root, timeout=0.5, index=index.url).run(["lock", "--upgrade"], cwd=project, fleet=True)
+    held.set()
+    assert list(temporary.iterdir()) == []

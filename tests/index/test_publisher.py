@@ -175,6 +175,23 @@ def test_paths_of_specs_long_gone_are_removed(root: Root, publisher: Publisher, 
     assert os.listdir(root.envs) == ["wf"]
 
 
+def test_root_that_moved_is_published_anew(root: Root, publisher: Publisher, writer: Writer) -> None:
+    """An index that was copied or moved with its ROOT is replaced by one with the paths that are true now."""
+    publisher.publish("c1", {"wf/a": READY}, (PROBLEM,))
+    elsewhere = Root(root.path.with_name("elsewhere"))
+    assert publisher.published is not None
+    root.index.write_bytes(
+        to_json(replace(publisher.published, sequence=7, root=str(elsewhere.path)), elsewhere)
+    )
+    one = restarted(root, writer)
+    index = one.publish("c1", {"wf/a": READY}, (PROBLEM,))
+    assert index is not None
+    written = json.loads(root.index.read_bytes())
+    assert (written["root"], written["sequence"]) == (str(root.path), 8)
+    assert written["python"] == {"wf/a": root.python("d1")}
+    assert one.publish("c1", {"wf/a": READY}, (PROBLEM,)) is None
+
+
 def test_failed_flip_is_tried_again(root: Root, publisher: Publisher, writer: Writer) -> None:
     """A path for people that could not be flipped stays wanted, and follows although nothing else is new."""
     publisher.publish("c1", {"wf/a": READY}, ())

@@ -151,6 +151,33 @@ def test_head_answers_like_get(served: Served, path: str) -> None:
     assert {name: head_headers[name] for name in kept} == {name: headers[name] for name in kept}
 
 
+@pytest.mark.parametrize("path", ["/", "/index.json", "/healthz", "/readyz", "/metrics", "/nowhere"])
+@pytest.mark.parametrize("published", [True, False])
+def test_head_is_get_without_its_body(served: Served, path: str, published: bool) -> None:
+    """HEAD of every address has GET's status and headers, and not a byte after them."""
+    served.index = INDEX if published else None
+    served.heartbeat = lambda: 0.0
+    get, head = (raw_answer(served, method, path) for method in ("GET", "HEAD"))
+    assert head[0] == get[0]
+    # The metrics say no length of themselves: the server counts what it sends.
+    varying = {"date"} | ({"content-length"} if path in ("/metrics", "/healthz") else set())
+    assert {one: head[1][one] for one in head[1].keys() - varying} == {
+        one: get[1][one] for one in get[1].keys() - varying
+    }
+    assert get[2] != b""
+    assert head[2] == b""
+
+
+def raw_answer(served: Served, method: str, path: str) -> tuple[str, dict[str, str], bytes]:
+    """Status line, headers by name in lower case, and all that follows until the server hangs up."""
+    with socket.create_connection(("127.0.0.1", served.server.port), timeout=10) as connection:
+        connection.sendall(f"{method} {path} HTTP/1.0\r\n\r\n".encode())
+        raw = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, body = raw.partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    return status, {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}, body
+
+
 @pytest.mark.parametrize("path", ["/", "/index.json", "/healthz", "/readyz"])
 def test_answers_are_not_kept_or_guessed(served: Served, path: str) -> None:
     """No answer is cached, its type is not guessed, and nothing on a page may run."""

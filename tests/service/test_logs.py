@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import structlog
 
+from envfabric.core.errors import Reason, SpecError, redact
 from envfabric.telemetry import logs
 
 SECRET = "https://user:s3cret@packages.example/simple"
@@ -113,6 +114,53 @@ def test_credentials_in_tracebacks_are_not_written(
     assert "s3cret" not in text
     if not terminal:
         assert len(lines(text)) == 1
+
+
+@pytest.mark.parametrize("secret", ["s3cret", "s3@cret", "@s3cret", "s3cret@@"])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_credentials_in_any_value_are_not_written(
+    capsys: pytest.CaptureFixture[str], terminal: bool, secret: str
+) -> None:
+    """Exceptions, lists, tables and objects as values are as harmless as text, a password with @ too."""
+    url = f"https://user:{secret}@packages.example/simple"
+
+    class Odd:
+        def __repr__(self) -> str:
+            return f"<{url}>"
+
+    logs.configure(json=not terminal)
+    logs.get().error(
+        "failed", error=OSError(2, url), many=[url, (url,)], table={"deep": [{"url": url}]}, odd=Odd()
+    )
+    text = capsys.readouterr().err
+    assert "s3" not in text
+    assert "cret" not in text
+    assert "user" not in text
+    assert text.count("https://***@packages.example/simple") == 5
+    if not terminal:
+        (line,) = lines(text)
+        assert line["many"] == [
+            "https://***@packages.example/simple",
+            ["https://***@packages.example/simple"],
+        ]
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        ("https://user:p@ss@x.example/a@b", "https://***@x.example/a@b"),
+        (
+            "https://tok3n@x.example and http://a:b@y.example",
+            "https://***@x.example and http://***@y.example",
+        ),
+        ("see https://x.example/a, or mail me@x.example", "see https://x.example/a, or mail me@x.example"),
+        ("'https://x.example', 'me@x.example'", "'https://x.example', 'me@x.example'"),
+    ],
+)
+def test_redacted_is_up_to_the_last_at_of_the_host(text: str, redacted: str) -> None:
+    """All before a URL's host goes, a password with @ as a whole; what is no URL's stays."""
+    assert redact(text) == redacted
+    assert SpecError(Reason.FETCH, text, text).output == redacted
 
 
 def test_bound_values_are_redacted(capsys: pytest.CaptureFixture[str]) -> None:

@@ -209,3 +209,37 @@ def test_bad_toml_names_the_file(raw: bytes) -> None:
 def test_address_of_listen(listen: str, expected: tuple[str, int]) -> None:
     """host:port and [IPv6]:port are taken apart."""
     assert address(load_settings(None, {"listen": listen}).listen) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["pythons = 'https://user:hid@den@x.example/simple'", "index = ['https://user:hid@den@x.example/simple']",
+     "[policy]\nindexes = 'https://user:hid@den@x.example/simple'"],
+)  # fmt: skip
+def test_credentials_of_a_wrong_value_are_not_repeated(text: str) -> None:
+    """A value that is refused is shown without the user and the password of a URL in it."""
+    write(text)
+    with pytest.raises(ConfigError, match=r"https://\*\*\*@x\.example") as caught:
+        load_settings(None, {})
+    assert "hid" not in str(caught.value)
+    assert "den" not in str(caught.value)
+    assert "user" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["envfabric_rot", "Envfabric_Rot", "envfabric_ray_version"])
+def test_unknown_variable_in_any_case_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Variables are understood in any case, and so a mistyped one is refused in any case."""
+    monkeypatch.setenv("envfabric_branch", "prod")
+    assert load_settings(None, {}).branch == "prod"
+    monkeypatch.setenv(name, "x")
+    with pytest.raises(ConfigError, match=f"{name} is not a known setting"):
+        load_settings(None, {})
+
+
+def test_file_that_can_not_be_read_is_an_error() -> None:
+    """A settings file that is there and can't be read is an error that names it and says why."""
+    # A regular file whose reading fails for root as well: nothing is mapped at its beginning.
+    path = Path("/proc/self/mem")
+    assert path.is_file()
+    with pytest.raises(ConfigError, match=f"{path} can't be read: Input/output error"):
+        load_settings(path, {})

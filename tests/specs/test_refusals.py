@@ -1,6 +1,7 @@
 """What a spec may not say: each refusal gives a reason, the file and line, and what to do instead."""
 
 import re
+import tracemalloc
 
 import pytest
 
@@ -249,3 +250,80 @@ def test_allowed_index_and_its_sources_are_accepted(url: str) -> None:
     )
     files = {"pyproject.toml": text.encode()}
     assert read_spec("wf/a", "0" * 40, files, Policy(indexes=(INDEX,))).name == "wf-a"
+
+
+def test_monstrous_number_is_refused() -> None:
+    """An integer of thousands of digits, which Python does not convert, is one spec's error."""
+    error = refusal(f"{HEAD}x = {'1' * 5000}\n")
+    assert error.reason is INVALID
+    assert error.message.startswith("wf/a/pyproject.toml")
+    assert len(error.message) < 500
+
+
+@pytest.mark.parametrize("url", ["http://[x", "http://[x/simple", "http://[::1", "https://]"])
+def test_index_that_is_no_url_is_refused(url: str) -> None:
+    """A broken address of an index is refused like a wrong one, and never an unexpected error."""
+    error = refusal(f'{HEAD}[[tool.uv.index]]\nurl = "{url}"\n')
+    assert error.reason in {INVALID, POLICY}
+    assert error.message.startswith("wf/a/pyproject.toml")
+
+
+@pytest.mark.parametrize("value", ["3", '"x"', "[]", "true"])
+def test_tool_must_be_a_table(value: str) -> None:
+    """A `tool` that is no table is refused: what it should have said may not be passed over."""
+    error = refusal(f"tool = {value}\n{HEAD}")
+    assert (error.reason, "tool must be a table" in error.message) == (INVALID, True)
+    assert error.message.startswith("wf/a/pyproject.toml:1: ")
+
+
+def nested(levels: int) -> str:
+    """Tables in tables, by keys of many parts on many lines: deeper than brackets alone can get."""
+    key = ".".join("a" * 60)
+    return f"{key} = [\n{{" * levels + f"{key} = 1" + "}]" * levels
+
+
+@pytest.mark.parametrize(
+    "conflicts",
+    [
+        "conflicts = " + "[" * 3000 + "]" * 3000,
+        "conflicts." + "a." * 2999 + "a = 1",
+        "conflicts." + nested(60),
+    ],
+    ids=["brackets", "one-key", "many-keys"],
+)
+def test_nesting_without_end_is_refused(conflicts: str) -> None:
+    """A value that is nested thousands deep, in any way that TOML has, is one spec's error."""
+    error = refusal(f"{HEAD}[tool.uv]\n{conflicts}\n")
+    assert error.reason is INVALID
+    assert error.message.startswith("wf/a/pyproject.toml")
+
+
+@pytest.mark.parametrize("line", ["{} = 1", "[{}]", "[tool.x.{}]", "x = {{ {} = 1 }}"])
+def test_key_of_a_thousand_parts_takes_no_memory(line: str) -> None:
+    """A dotted key without end is refused by its line, before the parser's memory grows with its square."""
+    text = HEAD + line.format(".".join("k" * 4000)) + "\n"
+    tracemalloc.start()
+    try:
+        error = refusal(text)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert error.reason is INVALID
+    assert error.message.startswith("wf/a/pyproject.toml:4: a key of more than ")
+    assert peak < 4_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('[project]\nname = "a"\nversion = "1"\nrequires-python = ">=3.11"\n[tool.envfabric]\npyhton = "3.11"\n', 6),
+        (f'{HEAD}[tool.envfabric]\nray = true\nextras = [1]\n', 6),
+        (f'{HEAD}# extras = [1]\n[tool.envfabric]\nray = true\nextras = [1]\n', 7),
+    ],
+    ids=["like-another-key", "number-in-the-key", "comment"],
+)  # fmt: skip
+def test_line_is_that_of_the_key(text: str, line: int) -> None:
+    """The line that a refusal names has the key that it is about, and not only a word that looks like it."""
+    error = refusal(text)
+    assert error.reason is INVALID
+    assert error.message.startswith(f"wf/a/pyproject.toml:{line}: "), error.message

@@ -2,6 +2,7 @@
 
 import os
 import random
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -251,6 +252,101 @@ def test_names_come_as_git_has_them(repo: SpecRepo, opened: ExitStack) -> None:
         (repo.work / os.fsdecode(name)).write_bytes(b"")
     source = opened.enter_context(Repository(repo.path))
     assert set(names) <= {item.path for item in source.tree(repo.commit())}
+
+
+def test_vanished_repository_is_not_another_one(
+    repo: SpecRepo, tmp_path: Path, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repository that is gone is an error, although the process stands inside another one."""
+    source = opened.enter_context(Repository(repo.path))
+    commit = source.head()
+    assert commit is not None
+    other = SpecRepo(tmp_path / "other")
+    other.commit("another")
+    monkeypatch.chdir(other.path)
+    repo.path.rename(tmp_path / "away")
+    for ask in (source.head, lambda: source.tree(commit), lambda: source.root_commit("HEAD")):
+        with pytest.raises(SourceError):
+            ask()
+    (tmp_path / "away").rename(repo.path)
+    assert source.head() == commit
+
+
+def test_size_of_a_missing_object_is_an_error(repo: SpecRepo, opened: ExitStack) -> None:
+    """Asking for the size of an object that is gone is a SourceError; what is asked after it is right."""
+    source = opened.enter_context(Repository(repo.path))
+    good, bad = blob(source, "wf/a/pyproject.toml"), blob(source, "wf/a/big")
+    object_file(repo, bad).unlink()
+    content = (repo.work / "wf/a/pyproject.toml").read_bytes()
+    for _ in range(2):
+        with pytest.raises(SourceError, match=bad):
+            source.size(bad)
+        assert (source.size(good), source.read(good)) == (len(content), content)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "exchanged"])
+@pytest.mark.parametrize("path", ["wf/a/pyproject.toml", "wf/a/big"])
+def test_content_that_is_not_the_objects_is_an_error(
+    repo: SpecRepo, opened: ExitStack, path: str, damage: str
+) -> None:
+    """An object file that was cut off, changed by a bit or exchanged is never read as good content."""
+    bad = repo.git("rev-parse", f"HEAD:{path}")
+    good = repo.git("hash-object", "-w", str(repo.write(".git/other", "good")))
+    file = object_file(repo, bad)
+    raw = file.read_bytes()
+    file.unlink()
+    if damage == "truncated":
+        file.write_bytes(raw[: len(raw) // 2])
+    elif damage == "flipped":
+        # Flipped in what is packed, with every checksum of the packing made anew.
+        data = bytearray(zlib.decompress(raw))
+        data[-2] ^= 1
+        file.write_bytes(zlib.compress(bytes(data)))
+    else:
+        file.write_bytes(object_file(repo, good).read_bytes())
+    source = opened.enter_context(Repository(repo.path))
+    for _ in range(2):
+        with pytest.raises(SourceError, match=bad):
+            source.read(bad)
+        assert source.read(good) == b"good"
+
+
+@pytest.mark.parametrize("branch", [None, "main"])
+def test_ref_to_a_missing_commit_is_an_error(repo: SpecRepo, opened: ExitStack, branch: str | None) -> None:
+    """A branch whose commit is gone is no branch without commits: that would look like one not born yet."""
+    source = opened.enter_context(Repository(repo.path, branch=branch))
+    object_file(repo, repo.head).unlink()
+    with pytest.raises(SourceError, match=r"no commit that can be read|bad object|fatal"):
+        source.head()
+
+
+def test_partial_clone_fetches_nothing(repo: SpecRepo, tmp_path: Path, opened: ExitStack) -> None:
+    """What a partial clone has not fetched is missing: no program that the repository names is run for it."""
+    trace = tmp_path / "trace"
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\necho ran >> {trace}\nexit 1\n")
+    program.chmod(0o755)
+    oid = repo.git("rev-parse", "HEAD:wf/a/pyproject.toml")
+    for key, value in {
+        "core.repositoryFormatVersion": "1",
+        "core.sshCommand": str(program),
+        "extensions.partialClone": "origin",
+        "remote.origin.url": "ssh://git.example/specs",
+        "remote.origin.promisor": "true",
+        "remote.origin.partialCloneFilter": "blob:none",
+    }.items():
+        repo.git("config", key, value)
+    object_file(repo, oid).unlink()
+    source = opened.enter_context(Repository(repo.path))
+    assert oid in [item.oid for item in source.tree(repo.head)]
+    for ask in (source.size, source.read):
+        with pytest.raises(SourceError, match=oid):
+            ask(oid)
+    assert not trace.exists(), "the program was run"
+    # The trap is live: an ordinary git command springs it.
+    with pytest.raises(AssertionError):
+        repo.git("cat-file", "-p", oid)
+    assert trace.exists()
 
 
 @pytest.mark.root

@@ -197,3 +197,19 @@ def test_deep_nesting_is_refused_not_fatal(opening: str) -> None:
     error = refusal(f"{HEAD}x = {opening * 30000}")
     assert error.reason is Reason.INVALID_SPEC
     assert "nested too deeply" in error.message
+
+
+@pytest.mark.parametrize(
+    ("written", "version"),
+    [("v1.0", "1.0"), ("1.0-alpha", "1.0a0"), ("1.0\\n", "1.0"), (" 1.0 ", "1.0"), ("1.0.POST1", "1.0.post1"),
+     ("1.0+Ubuntu-1", "1.0+ubuntu.1"), ("01.0", "1.0"), ("0.1.0", "0.1.0")],
+)  # fmt: skip
+def test_version_is_normalised(written: str, version: str) -> None:
+    """A version in any accepted spelling is kept as uv writes it into a lock."""
+    assert read(f'[project]\nname = "wf-a"\nversion = "{written}"\n').version == version
+
+
+def test_text_may_have_dots() -> None:
+    """Only keys are limited in their parts: a value with a thousand dots is text like any other."""
+    assert read(f'{HEAD}description = "{"." * 1000}"\n').name == "wf-a"
+    assert read(f"{HEAD}keywords = ['it\"s', '{'.a' * 1000}']\n").name == "wf-a"

@@ -150,23 +150,43 @@ def test_longest_and_oddest_legal_names(repo: SpecRepo, part: str) -> None:
 @pytest.mark.parametrize("name", ["..", "."])
 def test_names_that_climb_are_never_ids(repo: SpecRepo, name: str) -> None:
     """A tree that was made with '..' as a name, which git itself would refuse, leads nowhere."""
-
-    def tree(mode: str, entry: str, oid: str) -> str:
-        raw = f"{mode} {entry}\0".encode() + bytes.fromhex(oid)
-        command = ["git", "hash-object", "-t", "tree", "-w", "--literally", "--stdin"]
-        made = subprocess.run(command, cwd=repo.path, input=raw, check=True, capture_output=True)
-        return made.stdout.decode().strip()
-
     repo.write(".git/content", "[project]\n")
     blob = repo.git("hash-object", "-w", ".git/content")
-    inner = tree("100644", "pyproject.toml", blob)
+    inner = tree(repo, ("100644", "pyproject.toml", blob))
     for top in (
-        tree("40000", "wf", tree("40000", name, inner)),
-        tree("40000", name, tree("40000", "a", inner)),
+        tree(repo, ("40000", "wf", tree(repo, ("40000", name, inner)))),
+        tree(repo, ("40000", name, tree(repo, ("40000", "a", inner)))),
     ):
         with Repository(repo.path) as source:
             found = find_specs(source.tree(repo.git("commit-tree", top, "-m", "climbs")))
         assert found.specs == {}
+
+
+@pytest.mark.parametrize("name", ["wf/b/pyproject.toml", "b/pyproject.toml"])
+def test_names_with_slashes_cost_nobody_else(repo: SpecRepo, name: str) -> None:
+    """A tree that was made with slashes in a name, which git itself never does, is no spec and hides none."""
+    repo.spec("zz/good")
+    repo.write(".git/content", "[project]\n")
+    blob = repo.git("hash-object", "-w", ".git/content")
+    repo.commit()
+    good = repo.git("rev-parse", "HEAD:zz")
+    odd = ("100644", name, blob)
+    if name == "b/pyproject.toml":
+        odd = ("40000", "wf", tree(repo, odd))
+    commit = repo.git("commit-tree", tree(repo, odd, ("40000", "zz", good)), "-m", "slashes")
+    with Repository(repo.path) as source:
+        found = find_specs(source.tree(commit))
+    assert list(found.specs) == ["zz/good"]
+    assert found.specs["zz/good"].refused is None
+    assert [problem.path for problem in found.problems] == ["wf/b/pyproject.toml"]
+
+
+def tree(repo: SpecRepo, *entries: tuple[str, str, str]) -> str:
+    """Writes a tree of (mode, name, object id) that git would not check, and gives its id."""
+    raw = b"".join(f"{mode} {name}\0".encode() + bytes.fromhex(oid) for mode, name, oid in entries)
+    command = ["git", "hash-object", "-t", "tree", "-w", "--literally", "--stdin"]
+    made = subprocess.run(command, cwd=repo.path, input=raw, check=True, capture_output=True)
+    return made.stdout.decode().strip()
 
 
 @pytest.mark.parametrize("file", ["pyproject.toml", "uv.lock", ".python-version"])

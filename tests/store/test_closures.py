@@ -288,3 +288,29 @@ def test_builds_lock_is_held_until_its_folder_is_gone(root: Root, closures: Clos
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         assert not os.get_inheritable(staging.descriptor), "only children that are told hold it"
         assert closures.recover() == {staging.folder.name}
+
+
+@pytest.mark.parametrize("operation", ["remove", "unlink"])
+def test_recovery_goes_on_past_what_can_not_be_removed(root: Root, operation: str) -> None:
+    """A folder that can't be removed yet is reported as held, all others go, and the next look tries it again."""
+    for name in ("a", "b", "c"):
+        (root.staging / name / "closure").mkdir(parents=True)
+        (root.staging / f"{name}.lock").touch()
+
+    def step(done: str, path: Path) -> None:
+        if done == operation and path.name.removesuffix(".lock") == "b":
+            raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+
+    assert Closures(root, Files(step)).recover() == {"b"}
+    assert {name.removesuffix(".lock") for name in os.listdir(root.staging)} == {"b"}
+    assert Closures(root, Files()).recover({"b"}) == set()
+    assert os.listdir(root.staging) == []
+
+
+def test_manifest_is_sorted_by_path(root: Root, closures: Closures) -> None:
+    """The lines of a manifest come in the order of their paths, whatever kind each one is of."""
+    build(closures, root, "d1", "alpha", "beta")
+    lines = (root.closure("d1") / "manifest").read_text("ascii").splitlines()
+    paths = [json.loads(line)[1] for line in lines]
+    assert paths == sorted(paths)
+    assert {json.loads(line)[0] for line in lines} == {"d", "f", "l"}

@@ -1,5 +1,6 @@
 """The seam of file operations: old or new, never torn, never missing, and nothing left behind."""
 
+import contextlib
 import errno
 import os
 import resource
@@ -80,6 +81,43 @@ def test_failed_flip_keeps_the_old_target(place: Path, code: int) -> None:
         except OSError as error:
             assert error.errno == code
     assert os.readlink(place / "link") == "new"
+
+
+def test_remove_tree_does_not_follow_a_link(place: Path) -> None:
+    """A symlink to a folder, given or met on the way, is removed itself; the folder keeps all that it has."""
+    (place / "top").mkdir()
+    for link in (place / "given", place / "top" / "met"):
+        link.symlink_to(place / "folder")
+    (place / "nowhere").symlink_to(place / "missing")
+    for path in (place / "given", place / "top", place / "nowhere", place / "file"):
+        Files().remove_tree(path)
+    assert sorted(os.listdir(place)) == ["folder", "link"]
+    assert (place / "folder" / "inner").read_bytes() == b"inner"
+    assert stat.S_IMODE((place / "folder").stat().st_mode) != stat.S_IRWXU
+
+
+@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
+def test_failed_flip_leaves_nothing_behind(place: Path, code: int) -> None:
+    """A flip that fails, at the seam or in the rename itself, leaves no temporary link beside the old one."""
+    before = content(place)
+    for steps in each_fault(code):
+        with contextlib.suppress(OSError):
+            Files(steps).flip_symlink(place / "link", "new")
+        if steps.failed:
+            assert content(place) == before
+    with pytest.raises(IsADirectoryError):
+        Files().flip_symlink(place / "folder", "new")
+    assert sorted(os.listdir(place)) == ["file", "folder", "link"]
+
+
+def test_missing_parents_are_readable_by_others(tmp_path: Path, umask: int) -> None:
+    """make_folder makes every folder that is missing on the way 0755, and leaves those that are there alone."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there").chmod(0o700)
+    Files().make_folder(tmp_path / "there" / "a" / "b" / "c")
+    for path in ("there/a", "there/a/b", "there/a/b/c"):
+        assert stat.S_IMODE((tmp_path / path).stat().st_mode) == 0o755
+    assert stat.S_IMODE((tmp_path / "there").stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize(

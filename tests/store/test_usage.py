@@ -103,6 +103,17 @@ def test_lost_record_is_made_again(filled: Root, monkeypatch: pytest.MonkeyPatch
     assert loaded(filled).totals() == before
 
 
+def test_record_cut_at_any_length_is_counted_anew(filled: Root) -> None:
+    """However much of a record a crash has left, all of it or nothing is believed."""
+    before = loaded(filled).totals()
+    record = filled.state / "usage" / "d2"
+    whole = record.read_bytes()
+    for length in range(len(whole)):
+        record.write_bytes(whole[:length])
+        assert loaded(filled).totals() == before, f"{length} of {len(whole)} bytes"
+        assert record.read_bytes() == whole
+
+
 def test_closure_counts_once(filled: Root) -> None:
     """Adding a closure again, or loading again, changes nothing."""
     usage = loaded(filled)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -234,3 +235,39 @@ def test_fault_while_claiming_gives_the_lock_back(root: Root) -> None:
         else:
             writer.release()
         assert [name for name in os.listdir(root.locks) if name.startswith(".")] == []
+
+
+def test_number_that_was_trimmed_meanwhile_is_no_claim(root: Root) -> None:
+    """A claim that was so slow that its number was claimed and trimmed by others takes a higher one."""
+    late = True
+
+    def step(operation: str, path: Path) -> None:
+        nonlocal late
+        if operation == "link" and late:
+            late = False
+            # What nine other writers leave, whose claims come between this one's look and its link.
+            for epoch in range(2, 10):
+                (root.locks / f"epoch-{epoch}").touch()
+
+    with Writer(root, Files(step)).acquire() as writer:
+        assert not late
+        assert writer.epoch == 10
+        writer.check()
+    assert 1 not in epochs(root)
+
+
+def test_tokens_of_killed_claims_are_removed(root: Root) -> None:
+    """What a claim that was killed has left goes after an hour, by the file server's clock; a young one stays."""
+    now = (root.locks / "writer.lock").parent.stat().st_mtime
+    for name, age in (
+        (".claim.old", 3700),
+        (".claim.young", 3300),
+        (".claim.ahead", -7200),
+        (".other", 9000),
+    ):
+        (root.locks / name).touch()
+        os.utime(root.locks / name, (now - age, now - age))
+    with Writer(root, Files()).acquire() as writer:
+        writer.check()
+    left = sorted(name for name in os.listdir(root.locks) if name.startswith("."))
+    assert left == [".claim.ahead", ".claim.young", ".other"]

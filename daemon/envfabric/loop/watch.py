@@ -52,7 +52,7 @@ class RefWatch:
                 *paths,
                 watch_filter=matters,
                 debounce=50,
-                step=10,
+                step=20,
                 rust_timeout=500,
                 yield_on_timeout=True,
                 stop_event=self._stop,
