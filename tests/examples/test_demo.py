@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from envfabric.cli.demo import _make_repository
+from envfabric.core.errors import ConfigError
 from examples.demo import EXAMPLES, SHIPPED, Demo
 
 
@@ -141,3 +144,26 @@ def test_folder_with_a_space_is_refused(tmp_path: Path) -> None:
     assert "Choose another folder" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("failing", ["add", "commit"])
+def test_interrupted_demo_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    """A demo that ended while its repository was made leaves no half of one: the next one makes it whole."""
+    git = shutil.which("git")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "git").write_text(f'#!/bin/sh\n[ "$1" = {failing} ] && exit 1\nexec {git} "$@"\n')
+    (tmp_path / "bin" / "git").chmod(0o755)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    folder = tmp_path / "demo"
+    # What kill -9 leaves.
+    (folder / ".specs-xyz" / "specs" / ".git").mkdir(parents=True)
+    with monkeypatch.context() as context:
+        context.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+        with pytest.raises(ConfigError, match=f"git {failing}"):
+            _make_repository(folder / "specs")
+    assert os.listdir(folder) == [".specs-xyz"]
+    _make_repository(folder / "specs")
+    listed = ["git", "ls-tree", "-r", "--name-only", "main"]
+    done = subprocess.run(listed, cwd=folder / "specs", capture_output=True, text=True, check=True)
+    assert {f"{name}/pyproject.toml" for name in SHIPPED} <= set(done.stdout.splitlines())
