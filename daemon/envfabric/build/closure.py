@@ -125,6 +125,13 @@ def _distribution(
 ) -> Distribution:
     best: tuple[int, Any, str, dict[str, Any]] | None = None
     entries = [one for one in lock.versions(name, version) if _applies(one, python)]
+    if len(entries) > 1:
+        sources = " and ".join(str(one["source"].get("registry")) for one in entries)
+        raise SpecError(
+            Reason.POLICY,
+            f"{name} {version} is locked from {sources}, and which of them applies here can't be told. "
+            "Require different versions, or take it from one index.",
+        )
     for entry in entries:
         for wheel in entry.get("wheels", []):
             file = str(wheel["url"]).split("#")[0].rsplit("/", 1)[-1]

@@ -6,7 +6,6 @@ entry in the text, and nothing else, gives each its own lock without a second re
 
 import contextlib
 import re
-import tomllib
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 from packaging.utils import canonicalize_name
 
 from envfabric.core.errors import Reason, SpecError
+from envfabric.specs.toml import parse_toml
 
 _SPLIT = "\n[[package]]\n"
 _OWN_SOURCE = re.compile(r'^source = \{ (?:virtual|editable) = "\." \}$', re.MULTILINE)
@@ -42,7 +42,11 @@ class Lock:
         return any(
             canonicalize_name(one["name"]) == name
             for package in self.packages
-            for one in package.get("dependencies", [])
+            for listed in (
+                package.get("dependencies", []),
+                *package.get("optional-dependencies", {}).values(),
+            )
+            for one in listed
         )
 
     def names(self) -> set[str]:
@@ -53,14 +57,18 @@ class Lock:
 def read_lock(raw: bytes, where: str) -> Lock:
     """Parses a lock and refuses sources that reach outside an index. Raises `SpecError`."""
     try:
+        document = parse_toml(raw, where)
         text = raw.decode("utf-8")
-        document = tomllib.loads(text)
         packages = document["package"]
         own = [one for one in packages if _is_own(one["source"])]
         others = tuple(one for one in packages if not _is_own(one["source"]))
         for package in others:
             _check_source(package, where)
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+    except SpecError as error:
+        if error.reason is not Reason.INVALID_SPEC:
+            raise
+        raise SpecError(Reason.LOCK_STALE, f"{error.message} Run `uv lock` and commit it.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SpecError(
             Reason.LOCK_STALE, f"{where} can't be read as a uv.lock: {error}. Run `uv lock` and commit it."
         ) from None
@@ -89,7 +97,7 @@ def with_project(text: str, name: str, version: str) -> str:
 
 def own_entry(raw: bytes) -> tuple[str, str] | None:
     """Name and version of the project that a lock is for, or None where it is no lock."""
-    with contextlib.suppress(UnicodeDecodeError, StopIteration, TypeError):
+    with contextlib.suppress(UnicodeDecodeError, StopIteration, AttributeError):
         return _own_entry(raw.decode("utf-8"))
     return None
 

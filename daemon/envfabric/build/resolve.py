@@ -142,7 +142,7 @@ class Resolver:
                 self._files.write_new(path, start)
             finished = self._uv.run(arguments, cwd=staging.project, hold=staging.descriptor, fleet=True)
             if finished.code == 0:
-                return read_lock(path.read_bytes(), f"the lock of {spec.id}")
+                return read_lock(path.read_bytes(), f"{spec.id}/uv.lock")
             error = failure(f"resolving {spec.id}", finished, Reason.UNRESOLVABLE)
             if error.reason.passing:
                 break

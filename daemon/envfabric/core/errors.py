@@ -72,7 +72,7 @@ def from_os_error(error: OSError, doing: str) -> SpecError:
 
 
 # Up to the last @ before the path: a password may hold one.
-_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s'\"`]+@")
+_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s\"`]+@")
 
 
 def redact(text: str) -> str:

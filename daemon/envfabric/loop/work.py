@@ -18,7 +18,7 @@ from envfabric.core.errors import Reason, SpecError
 from envfabric.loop.board import Board
 from envfabric.loop.realise import Missing, Prepared, Realiser, Request, Served, Suspended
 from envfabric.specs.repository import Repository, SourceError
-from envfabric.specs.spec import MAX_BYTES
+from envfabric.specs.toml import MAX_BYTES
 from envfabric.specs.tree import SpecRef
 from envfabric.store.generations import Generation
 from envfabric.store.usage import Usage

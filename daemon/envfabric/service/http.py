@@ -92,12 +92,24 @@ class HttpServer:
     def _answer(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         method = environ.get("REQUEST_METHOD")
         if method == "HEAD":
-            # The same headers, and nothing after them.
-            self._get({**environ, "REQUEST_METHOD": "GET"}, start)
-            return []
+            return self._head(environ, start)
         if method != "GET":
             return _reply(start, "405 Method Not Allowed", "only GET\n")
         return self._get(environ, start)
+
+    def _head(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        """GET's status and headers, with the length of what it would send, and nothing after them."""
+        told: list[tuple[str, list[tuple[str, str]]]] = []
+
+        def note(status: str, headers: list[tuple[str, str]], *_: Any) -> Callable[[bytes], object]:
+            told.append((status, headers))
+            return lambda _: None
+
+        length = sum(map(len, self._get({**environ, "REQUEST_METHOD": "GET"}, note)))
+        status, headers = told[0]
+        plain = [pair for pair in headers if pair[0].lower() != "content-length"]
+        start(status, [*plain, ("Content-Length", str(length))])
+        return []
 
     def _get(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "/")

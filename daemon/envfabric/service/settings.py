@@ -156,5 +156,6 @@ def _explain(error: ValidationError, file: Path | None) -> str:
         for part in loc[:-1]:
             fields = fields[part].annotation.model_fields
         return f"{where} is not a known setting; {nearest(loc[-1], list(fields))}{source}"
-    shown = re.sub(r"\s+", " ", str(first.get("input", "")))[:80]
+    # Redacted before it is cut: half of a URL no longer looks like one.
+    shown = redact(re.sub(r"\s+", " ", str(first.get("input", ""))))[:80]
     return redact(f"{where} = {shown!r}: {first['msg']}{source}")

@@ -79,6 +79,11 @@ class Repository:
             environment[f"GIT_CONFIG_KEY_{number}"] = key
             environment[f"GIT_CONFIG_VALUE_{number}"] = value
         self._repo.git.update_environment(**environment)
+        kind = self._repo.git.rev_parse("--show-object-format", with_exceptions=False)
+        if kind == "sha256":
+            raise ConfigError(
+                f"{self.path} has SHA-256 object names, which are not supported yet; use SHA-1."
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -145,8 +150,7 @@ class Repository:
         with self._reading(oid):
             data = bytes(self._repo.git.get_object_data(oid)[3])
             # cat-file gives what it could unpack of a damaged object without a word.
-            digest = hashlib.sha1 if len(oid) == 40 else hashlib.sha256
-            if digest(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() != oid:
+            if hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() != oid:
                 raise ValueError("its content is damaged")
             return data
 

@@ -1,13 +1,11 @@
 """One spec: from the bytes of its files to what it asks for, or one clear error.
 
-Nothing is executed and no other file is read. tomllib reads: it is several times faster than
-the library that keeps a file's style, which only writing needs.
+Nothing is executed and no other file is read.
 """
 
 import hashlib
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,14 +18,8 @@ from packaging.version import InvalidVersion, Version
 from envfabric.core.errors import Reason, SpecError
 from envfabric.specs.policy import Policy, check_requirements, check_uv_table
 from envfabric.specs.table import SpecTable, read_table
+from envfabric.specs.toml import MAX_BYTES, line_of, parse_toml
 
-MAX_BYTES = {"pyproject.toml": 256 * 1024, "uv.lock": 16 * 1024 * 1024, ".python-version": 4096}
-"""Longest accepted file, by name, in bytes."""
-
-MAX_KEY_PARTS = 64
-"""Most dots outside of quotes in one line: far more than any key, table or number needs."""
-
-_QUOTED = re.compile(rb"\"[^\"]*\"|'[^']*'")
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _PLAIN_VERSION = re.compile(r"3(\.[0-9]{1,3}){1,2}")
 
@@ -87,32 +79,11 @@ def read_spec(spec_id: str, tree: str, files: Mapping[str, bytes], policy: Polic
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise SpecError(Reason.INVALID_SPEC, f"{where} can't be understood: {error}.") from error
     except SpecError as error:
-        line = _line_of(raw, error.message)
+        line = line_of(raw, error.message)
         place = f"{where}:{line}" if line else where
         if error.message.startswith(spec_id):
             raise
         raise SpecError(error.reason, f"{place}: {error.message}") from error
-
-
-def parse_toml(raw: bytes, where: str) -> dict[str, Any]:
-    """Raises `SpecError` with the line where TOML breaks off."""
-    limit = MAX_BYTES[where.rsplit("/", 1)[-1]]
-    if len(raw) > limit:
-        raise SpecError(Reason.INVALID_SPEC, f"{where} has {len(raw)} bytes; at most {limit} are read.")
-    _check_key_depth(raw, where)
-    try:
-        return tomllib.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise SpecError(Reason.INVALID_SPEC, f"{where} is not UTF-8: {error.reason}.") from None
-    except tomllib.TOMLDecodeError as error:
-        match = re.search(r"\(at line (\d+), column (\d+)\)", str(error))
-        place = f"{where}:{match[1]}" if match else where
-        text = re.sub(r"\s*\(at .*\)$", "", str(error))
-        raise SpecError(Reason.INVALID_SPEC, f"{place}: not valid TOML: {text}.") from None
-    except ValueError as error:
-        raise SpecError(Reason.INVALID_SPEC, f"{where}: {error}.") from None
-    except RecursionError:
-        raise SpecError(Reason.INVALID_SPEC, f"{where}: nested too deeply.") from None
 
 
 def _read(
@@ -271,29 +242,3 @@ def _version_request(text: str, where: str) -> str:
             Reason.INVALID_SPEC, f"{where} = {text!r} must be a version such as 3.11 or 3.11.7, or bounds."
         )
     return str(bounds)
-
-
-def _check_key_depth(raw: bytes, where: str) -> None:
-    """tomllib takes memory with the square of a dotted key's length."""
-    for number, line in enumerate(raw.splitlines(), 1):
-        if line.count(b".") > MAX_KEY_PARTS and _QUOTED.sub(b"", line).count(b".") > MAX_KEY_PARTS:
-            raise SpecError(
-                Reason.INVALID_SPEC,
-                f"{where}:{number}: a key of more than {MAX_KEY_PARTS} parts is not read.",
-            )
-
-
-def _line_of(raw: bytes, message: str) -> int | None:
-    """The line of what the message is about: the key that it begins with, or the text that it quotes."""
-    lines = raw.decode("utf-8", "replace").splitlines()
-    patterns = []
-    if key := re.match(r"\[?((?:project|tool|dependency-groups)[.A-Za-z0-9_-]*)", message):
-        parts = [part for part in key[1].rstrip(".").split(".") if not part.isdecimal()]
-        for part in map(re.escape, reversed(parts)):
-            patterns += [rf"^\s*[\"']?{part}[\"']?\s*=", rf"^\s*\[+.*\b{part}\b", rf"\b{part}[\"']?\s*="]
-    patterns += [re.escape(text) for text in re.findall(r"'([^']+)'", message)[:1]]
-    for pattern in patterns:
-        for number, line in enumerate(lines, 1):
-            if re.search(pattern, line):
-                return number
-    return None
