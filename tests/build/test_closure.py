@@ -166,13 +166,15 @@ def test_wheels_are_chosen_as_uv_does(
         taken = installed(uv, folder, python)
         if taken is None:
             break
-        (ours,) = make_closure([("many", version)], read_lock(text.encode(), "l"), python).distributions
+        (ours,) = make_closure(
+            [("many", version)], read_lock(text.encode(), "wf/a/uv.lock"), python
+        ).distributions
         assert unquote(ours.wheel) == f"many-{version}-{taken}.whl", f"after {chosen}"
         chosen.append(taken)
         lines = text.splitlines(keepends=True)
         text = "".join(line for line in lines if f"/{ours.wheel}" not in line)
     with pytest.raises(SpecError) as caught:
-        make_closure([("many", version)], read_lock(text.encode(), "l"), python)
+        make_closure([("many", version)], read_lock(text.encode(), "wf/a/uv.lock"), python)
     assert caught.value.reason is Reason.POLICY
     assert len(chosen) >= 20
     misfits = [tag for tag in offered if re.search("win_amd64|cp27m|_2_99_|musllinux", tag)]

@@ -149,7 +149,7 @@ def test_garbage_is_stale_not_fatal(raw: bytes) -> None:
     with pytest.raises(SpecError) as caught:
         read_lock(raw, WHERE)
     assert caught.value.reason is Reason.LOCK_STALE
-    assert caught.value.message.startswith(f"{WHERE} can't be read as a uv.lock")
+    assert caught.value.message.startswith(WHERE)
     assert "Run `uv lock` and commit it" in caught.value.message
 
 

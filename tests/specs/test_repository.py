@@ -144,9 +144,9 @@ def test_root_commit_is_the_same_in_a_clone(repo: SpecRepo, tmp_path: Path, open
     repo.git("clone", "--quiet", "--bare", str(repo.path), str(tmp_path / "clone"))
     clone = opened.enter_context(Repository(tmp_path / "clone"))
     assert clone.head() == second
-    assert clone.root_commit(second) == clone.root_commit(first) == first
+    assert clone.root_commits(second) == clone.root_commits(first) == [first]
     other = SpecRepo(tmp_path / "other")
-    assert opened.enter_context(Repository(other.path)).root_commit(other.commit("another")) != first
+    assert opened.enter_context(Repository(other.path)).root_commits(other.commit("another")) != [first]
 
 
 def test_nothing_of_the_repository_is_run(repo: SpecRepo, tmp_path: Path, opened: ExitStack) -> None:
@@ -176,7 +176,7 @@ def test_nothing_of_the_repository_is_run(repo: SpecRepo, tmp_path: Path, opened
     assert commit == repo.head
     oid = blob(source, "wf/a/pyproject.toml")
     assert source.size(oid) == len(source.read(oid))
-    assert source.root_commit(commit)
+    assert source.root_commits(commit)
     assert not trace.exists(), trace.read_text()
     # The trap is live: an ordinary git command springs it.
     repo.git("status")
@@ -265,7 +265,7 @@ def test_vanished_repository_is_not_another_one(
     other.commit("another")
     monkeypatch.chdir(other.path)
     repo.path.rename(tmp_path / "away")
-    for ask in (source.head, lambda: source.tree(commit), lambda: source.root_commit("HEAD")):
+    for ask in (source.head, lambda: source.tree(commit), lambda: source.root_commits("HEAD")):
         with pytest.raises(SourceError):
             ask()
     (tmp_path / "away").rename(repo.path)

@@ -7,7 +7,8 @@ import pytest
 
 from envfabric.core.errors import Reason, SpecError
 from envfabric.specs.policy import Policy
-from envfabric.specs.spec import MAX_BYTES, PythonRequest, Spec, inputs_digest, read_spec
+from envfabric.specs.spec import PythonRequest, Spec, inputs_digest, read_spec
+from envfabric.specs.toml import MAX_BYTES
 
 HEAD = '[project]\nname = "wf-a"\nversion = "0.1.0"\n'
 RANGE = 'requires-python = ">=3.11"\n'

@@ -200,18 +200,18 @@ def test_marker_that_is_not_understood_is_refused(root: Root, marker: bytes, tol
     with pytest.raises(ConfigError, match=told):
         open_root(root.path)
     with pytest.raises(ConfigError, match=told):
-        claim_source(root, Files(), COMMIT, "", adopt=True)
+        claim_source(root, Files(), [COMMIT], "", adopt=True)
     assert root.marker.read_bytes() == marker
 
 
 def test_first_source_is_recorded_once(root: Root) -> None:
     """The first repository becomes ROOT's; saying the same again writes nothing; the rest is kept."""
     before = json.loads(root.marker.read_bytes())
-    claim_source(root, Files(), COMMIT, "deploy", adopt=False)
+    claim_source(root, Files(), [COMMIT], "deploy", adopt=False)
     status = root.marker.stat()
     marker = json.loads(root.marker.read_bytes())
     assert marker == before | {"source": {"root_commit": COMMIT, "path": "deploy"}}
-    claim_source(root, Files(), COMMIT, "deploy", adopt=False)
+    claim_source(root, Files(), [COMMIT], "deploy", adopt=False)
     assert root.marker.stat().st_ino == status.st_ino
     assert open_root(root.path) == root
 
@@ -219,17 +219,25 @@ def test_first_source_is_recorded_once(root: Root) -> None:
 @pytest.mark.parametrize(("commit", "path"), [(OTHER, ""), (COMMIT, "other"), (OTHER, "other")])
 def test_another_source_needs_adopt(root: Root, commit: str, path: str) -> None:
     """Another repository, or another folder of it, is refused with both names; --adopt takes over."""
-    claim_source(root, Files(), COMMIT, "", adopt=False)
+    claim_source(root, Files(), [COMMIT], "", adopt=False)
     before = root.marker.read_bytes()
     with pytest.raises(ConfigError, match=f"{COMMIT[:12]}.*{commit[:12]}.*--adopt"):
-        claim_source(root, Files(), commit, path, adopt=False)
+        claim_source(root, Files(), [commit], path, adopt=False)
     assert root.marker.read_bytes() == before
-    claim_source(root, Files(), commit, path, adopt=True)
+    claim_source(root, Files(), [commit], path, adopt=True)
     after = json.loads(root.marker.read_bytes())
     assert after["source"] == {"root_commit": commit, "path": path}
     assert after["fabric"] == json.loads(before)["fabric"]
     with pytest.raises(ConfigError, match="--adopt"):
-        claim_source(root, Files(), COMMIT, "", adopt=False)
+        claim_source(root, Files(), [COMMIT], "", adopt=False)
+
+
+def test_merged_history_is_the_same_source(root: Root) -> None:
+    """A repository into which an unrelated one was merged has two beginnings, and is the same repository."""
+    claim_source(root, Files(), [COMMIT], "", adopt=False)
+    before = root.marker.read_bytes()
+    claim_source(root, Files(), [OTHER, COMMIT], "", adopt=False)
+    assert root.marker.read_bytes() == before
 
 
 @pytest.mark.parametrize("exists", [True, False])

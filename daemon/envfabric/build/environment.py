@@ -9,6 +9,7 @@ from typing import Any
 from packaging.utils import canonicalize_name, canonicalize_version
 
 from envfabric.build.closure import Closure
+from envfabric.build.interpreters import inspect
 from envfabric.build.resolve import Resolution, sync_arguments
 from envfabric.build.uv import Uv, failure
 from envfabric.core.errors import Reason, SpecError
@@ -108,24 +109,14 @@ class Builder:
                 f"the environment differs from its lock in {', '.join(odd)}; run `envfabric retry`, and report "
                 "it if it stays.",
             )
-        finished = self._uv.run_command(
-            # -I alone would still run the .pth files of packages.
-            [
-                str(staging.venv / "bin" / "python"),
-                "-I",
-                "-S",
-                "-c",
-                "import sys; print(sys.version.split()[0])",
-            ],
-            cwd=staging.project,
-            hold=staging.descriptor,
-            env={"LC_ALL": "C.UTF-8"},
-        )
-        if finished.code != 0:
+        # Without site: -I alone would still run the .pth files of packages.
+        found = inspect(str(staging.venv / "bin" / "python"))
+        wanted = closure.interpreter
+        if found is None or (found.version, found.abi) != (wanted.version, wanted.abi):
             raise SpecError(
                 Reason.VALIDATION,
-                f"the interpreter {closure.interpreter.path} does not start in its environment.",
-                finished.stderr,
+                f"{wanted.path} does not start in the environment, or is no longer {wanted.version}; restart the "
+                "daemon after an upgrade of Python.",
             )
 
     def _metadata(self, closure: Closure) -> dict[str, Any]:

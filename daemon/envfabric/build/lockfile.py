@@ -5,6 +5,7 @@ entry in the text, and nothing else, gives each its own lock without a second re
 """
 
 import contextlib
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +94,15 @@ def with_project(text: str, name: str, version: str) -> str:
     place = next((i for i, other in enumerate(blocks) if _name_of(other) > name), len(blocks))
     blocks.insert(place, block)
     return _SPLIT.join([head.rstrip("\n") + "\n", *blocks]).rstrip("\n") + "\n"
+
+
+def neutral(raw: bytes) -> str:
+    """A digest of a lock that does not depend on the project's own name and version."""
+    try:
+        text = with_project(raw.decode("utf-8"), "envfabric-project", "0")
+    except (UnicodeDecodeError, StopIteration):
+        text = repr(raw)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def own_entry(raw: bytes) -> tuple[str, str] | None:

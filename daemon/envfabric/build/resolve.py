@@ -16,15 +16,13 @@ from packaging.utils import canonicalize_name
 
 from envfabric.build.closure import Closure, Distribution, make_closure
 from envfabric.build.interpreters import Interpreter
-from envfabric.build.lockfile import Lock, own_entry, read_lock, with_project
+from envfabric.build.lockfile import Lock, neutral, own_entry, read_lock, with_project
 from envfabric.build.uv import Uv, failure
 from envfabric.core.errors import Reason, SpecError
 from envfabric.specs.spec import Spec
 from envfabric.store.closures import Staging
 from envfabric.store.files import Files
 from envfabric.store.root import Root
-
-_PLACEHOLDER = "envfabric-project"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +60,8 @@ class Resolver:
             "ask": spec.ask,
             "python": asdict(python),
             "index": self._uv.index if spec.lock is None else None,
-            "lock": _neutral(spec.lock),
-            "base": _neutral(base) if spec.lock is None else None,
+            "lock": neutral(spec.lock) if spec.lock is not None else None,
+            "base": neutral(base) if spec.lock is None and base is not None else None,
             # A project that is named like something it requires means another thing to uv, and a lock with
             # conflicts names the project in its head.
             "name": (spec.name, spec.version) if conflicts or spec.name in spec.requirements else None,
@@ -101,13 +99,18 @@ class Resolver:
                 lock = self._check(spec, staging, python)
             else:
                 lock = self._lock(spec, staging, python, base)
+            if lock.depends_on(spec.name):
+                # uv takes the project itself for that package, and the environment would lack it.
+                raise SpecError(
+                    Reason.INVALID_SPEC,
+                    f"{spec.id}/pyproject.toml: the project is named {spec.name!r} like a package that it needs by way "
+                    "of its requirements; rename the project.",
+                )
             closure = make_closure(self._applying(spec, staging, python), lock, python)
         resolution = Resolution(
             closure, lock.text.encode(), "committed" if spec.lock is not None else "resolved"
         )
-        if not lock.depends_on(spec.name):
-            # Else uv took the project itself for a package that others mean from the index.
-            self._keep(self.key(spec, python, base), resolution, lock)
+        self._keep(self.key(spec, python, base), resolution, lock)
         return resolution
 
     def _lay_out(self, project: Path, spec: Spec) -> None:
@@ -186,14 +189,3 @@ def sync_arguments(extras: list[str], groups: list[str], python: Interpreter) ->
     chosen = [f"--extra={name}" for name in extras] + [f"--group={name}" for name in groups]
     fixed = ["sync", "--frozen", "--no-default-groups", "--no-install-project"]
     return [*fixed, *chosen, "--python", python.path]
-
-
-def _neutral(lock: bytes | None) -> str | None:
-    """A digest of a lock that does not depend on the project's own name and version."""
-    if lock is None:
-        return None
-    try:
-        text = with_project(lock.decode("utf-8"), _PLACEHOLDER, "0")
-    except (UnicodeDecodeError, StopIteration):
-        text = repr(lock)
-    return hashlib.sha256(text.encode()).hexdigest()

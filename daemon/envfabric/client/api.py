@@ -23,7 +23,7 @@ def python(spec_id: str, *, root: str | os.PathLike[str] | None = None, wait: fl
     or one that is being built is waited for, up to so many seconds. Raises `RootNotFound`,
     `UnknownEnvironment`, `NotReady` and `EnvironmentFailed`, each with what to do.
     """
-    return _served(spec_id, root, wait)[0]
+    return served(spec_id, root, wait)[0]
 
 
 def runtime_env(
@@ -34,7 +34,7 @@ def runtime_env(
     Raises what `python` raises, and `EnvironmentFailed` for an environment in which a Ray task would
     hang without an exception: one without ray, or whose interpreter this machine does not have.
     """
-    path, entry = _served(spec_id, root, wait)
+    path, entry = served(spec_id, root, wait)
     if entry["ray_version"] is None:
         raise EnvironmentFailed(
             f'{spec_id} has no ray: a Ray task in it would hang. Add the cluster\'s "ray==…" to its dependencies.'
@@ -48,33 +48,37 @@ def runtime_env(
     return {"py_executable": path, "env_vars": dict(told.get("env_vars") or {}), **optional}
 
 
-def _served(
+def served(
     spec_id: str, root: str | os.PathLike[str] | None, wait: float | None
 ) -> tuple[str, dict[str, Any]]:
+    """Path and index entry of `spec_id`, as `python` finds them."""
     place = find_root(root)
     deadline = time.monotonic() + (wait or 0.0)
     pause = _POLL_FIRST
     while True:
-        index = read_index(place)
         left = deadline - time.monotonic()
         try:
-            entry = environment(index, spec_id)
-            path = index["python"].get(spec_id)
-            under_way = entry["state"] in {"pending", "building"}
-            if path is not None and (not under_way or left <= 0):
-                return path, entry
-            if not under_way:
-                raise EnvironmentFailed(_failure(spec_id, entry))
-            if left <= 0:
-                raise NotReady(
-                    f"{spec_id} is {entry['state']} and nothing of it is served yet. Wait for it with wait=…, "
-                    "or look at `envfabric status`."
-                )
-        except UnknownEnvironment:
+            return _look(read_index(place), spec_id, patient=left > 0)
+        except (NotReady, UnknownEnvironment):
             if left <= 0:
                 raise
         time.sleep(min(pause, max(left, 0.0)))
         pause = min(pause * 1.5, _POLL_MOST)
+
+
+def _look(index: dict[str, Any], spec_id: str, *, patient: bool) -> tuple[str, dict[str, Any]]:
+    """What the index serves; to the `patient` an older generation is not enough while a newer is made."""
+    entry = environment(index, spec_id)
+    path = index["python"].get(spec_id)
+    under_way = entry["state"] in {"pending", "building"}
+    if path is not None and not (under_way and patient):
+        return path, entry
+    if under_way:
+        raise NotReady(
+            f"{spec_id} is {entry['state']} and nothing of it is served yet. Wait for it with wait=…, or look "
+            "at `envfabric status`."
+        )
+    raise EnvironmentFailed(_failure(spec_id, entry))
 
 
 def _failure(spec_id: str, entry: dict[str, Any]) -> str:

@@ -10,8 +10,8 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from envfabric.client.api import python, runtime_env
-from envfabric.client.index import EnvfabricError, environment, find_root, read_index
+from envfabric.client.api import python, runtime_env, served
+from envfabric.client.index import EnvfabricError, find_root
 
 SUMMARIES = {
     "which": "Print the path of an environment's interpreter.",
@@ -50,11 +50,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _exec(spec_id: str, root: str, wait: float | None, words: list[str]) -> int:  # noqa: RET503 - execve ends it
-    interpreter = python(spec_id, root=root, wait=wait)
+def _exec(spec_id: str, root: str, wait: float | None, words: list[str]) -> int:
+    interpreter, entry = served(spec_id, root, wait)
     folder = os.path.dirname(interpreter)
-    told = environment(read_index(find_root(root)), spec_id)["runtime_env"]
-    env = {**os.environ, **told["env_vars"]}
+    env = {**os.environ, **entry["runtime_env"]["env_vars"]}
     env["VIRTUAL_ENV"] = os.path.dirname(folder)
     env["PATH"] = os.pathsep.join([folder, env.get("PATH", os.defpath)])
     env.pop("PYTHONHOME", None)
@@ -63,4 +62,8 @@ def _exec(spec_id: str, root: str, wait: float | None, words: list[str]) -> int:
         print(f"envfabric: {words[0]}: not found in {folder} or PATH", file=sys.stderr)  # noqa: T201
         return 127
     sys.stdout.flush()
-    os.execve(program, words, env)  # noqa: S606 - the user's own command
+    try:
+        os.execve(program, words, env)  # noqa: S606 - the user's own command
+    except OSError as error:
+        print(f"envfabric: {program} can't be run: {error.strerror}", file=sys.stderr)  # noqa: T201
+        return 126

@@ -62,12 +62,14 @@ def find_root(
 
 
 def read_index(root: Path) -> dict[str, Any]:
-    """The index that is published under ROOT now. Raises `RootNotFound`."""
+    """The index that is published under ROOT now. Raises `RootNotFound`, and `NotReady` before the first."""
     path = root / "index.json"
     try:
         os.close(os.open(root, os.O_RDONLY | os.O_DIRECTORY))
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
+        if (root / ".envfabric.json").is_file():
+            raise NotReady(f"{path} is not there yet: the daemon has not published anything.") from None
         raise RootNotFound(
             f"{path} is not there. Is the NAS mounted on this machine, and has the daemon published?"
         ) from None

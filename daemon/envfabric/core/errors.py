@@ -51,9 +51,10 @@ class SpecError(FabricError):
     """
 
     def __init__(self, reason: Reason, message: str, output: str = "") -> None:
-        super().__init__(redact(message))
+        told = redact(message)
+        self.message = told if len(told) <= _MESSAGE_MOST else f"{told[: _MESSAGE_MOST - 1]}…"
+        super().__init__(self.message)
         self.reason = reason
-        self.message = redact(message)
         self.output = redact(output)
 
 
@@ -72,12 +73,14 @@ def from_os_error(error: OSError, doing: str) -> SpecError:
 
 
 # Up to the last @ before the path: a password may hold one.
-_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s\"`]+@")
+_CREDENTIALS = re.compile(r"://[^/\s\"`]+@")
+_MESSAGE_MOST = 1200
+"""Longest message in characters: it stands in index.json, where everybody reads it."""
 
 
 def redact(text: str) -> str:
     """`text` without the user and password part of any URL in it."""
-    return _CREDENTIALS.sub(r"\g<scheme>***@", text)
+    return _CREDENTIALS.sub("://***@", text)
 
 
 def root_characters_are_valid(root: Path) -> bool:

@@ -9,13 +9,13 @@ import time
 from collections import deque
 from collections.abc import Mapping
 
-from envfabric.core.errors import StoreError
 from envfabric.index.document import Entry, Index, from_json, to_json
 from envfabric.specs.tree import Problem
 from envfabric.store.files import Files
 from envfabric.store.generations import Generations
 from envfabric.store.root import Root, now
 from envfabric.store.writer import Writer
+from envfabric.telemetry import logs
 
 BURST_INTERVAL = 1.0
 """Seconds between two publications of a burst."""
@@ -32,18 +32,30 @@ class Publisher:
         self._files = files
         self._writer = writer
         self._generations = generations
+        self._log = logs.get()
         self._outcome = False
         self._progress_due: float | None = None
         self._not_before = 0.0
         self._recent: deque[float] = deque(maxlen=SINGLES)
         self._linked: dict[str, int] = {}
+        self._behind = False
+        self._written: tuple[int, int, int] | None = None
         self.published: Index | None = None
 
     def load(self) -> Index | None:
         """What is published now, or None where there is nothing that can be read."""
         with contextlib.suppress(FileNotFoundError, ValueError):
+            self._written = self._stat()
             self.published = from_json(self._root.index.read_bytes())
         return self.published
+
+    def look(self) -> None:
+        """Notices an index that is not the one published here: removed, or replaced by a late lower epoch;
+        and links that could not be flipped."""
+        if self.published is not None and self._stat() != self._written:
+            self.want(outcome=True)
+        if self._behind:
+            self.want(outcome=False)
 
     def want(self, *, outcome: bool) -> None:
         """Asks for a publication: of an outcome, or within the interval of mere progress."""
@@ -86,27 +98,37 @@ class Publisher:
         old = self.published
         root = str(self._root.path)
         wanted = (revision, entries, problems, root)
-        if old and (old.revision, old.entries, old.problems, old.root) == wanted:
+        same = old and (old.revision, old.entries, old.problems, old.root) == wanted
+        if old and same and self._stat() == self._written:
             self._flip(old)
             self._settled()
             return None
         self._writer.check()
         index = Index(revision, self._next_sequence(), now(), dict(entries), problems, root)
         self._files.write_atomic(self._root.index, to_json(index, self._root))
+        self._written = self._stat()
         self.published = index
         self._recent.append(time.monotonic())
-        # Where this fails the publication stays wanted, and the next one finds only links to flip.
         self._flip(index)
         self._settled()
         return index
 
+    def _stat(self) -> tuple[int, int, int] | None:
+        try:
+            status = self._root.index.stat()
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_mtime_ns, status.st_size
+
     def _next_sequence(self) -> int:
-        # Read anew: a lower sequence than one that somebody has seen would be a step back in time.
+        # A lower sequence than one that somebody has seen would be a step back in time.
+        known = self.published.sequence if self.published else 0
         with contextlib.suppress(FileNotFoundError, ValueError):
-            return from_json(self._root.index.read_bytes()).sequence + 1
-        return self.published.sequence + 1 if self.published else 1
+            known = max(known, from_json(self._root.index.read_bytes()).sequence)
+        return known + 1
 
     def _flip(self, index: Index) -> None:
+        """Brings envs/ up to date. One link that can't be flipped keeps no other: it is tried again later."""
         serving = {
             spec_id: entry.generation
             for spec_id, entry in index.entries.items()
@@ -115,15 +137,21 @@ class Publisher:
         if serving == self._linked:
             return
         self._writer.check()
-        try:
-            for spec_id in self._linked.keys() - serving.keys():
-                self._generations.withdraw(spec_id)
-            for spec_id, number in serving.items():
-                if self._linked.get(spec_id) != number:
+        self._behind = False
+        for spec_id in self._linked.keys() | serving.keys():
+            number = serving.get(spec_id)
+            if self._linked.get(spec_id) == number:
+                continue
+            try:
+                if number is None:
+                    self._generations.withdraw(spec_id)
+                    del self._linked[spec_id]
+                else:
                     self._generations.serve(spec_id, number)
-        except OSError as error:
-            raise StoreError(f"envs/ can't be brought up to date: {error}") from error
-        self._linked = serving
+                    self._linked[spec_id] = number
+            except OSError as error:
+                self._behind = True
+                self._log.error("link not flipped", spec=spec_id, error=str(error))
 
     def adopt_links(self) -> None:
         """Learns which paths for people exist, so that those of specs long gone are removed."""

@@ -108,8 +108,11 @@ class Board:
             self.entries[spec_id] = failed(entry, failure)
         self._changed()
 
-    def fail(self, spec_id: str, error: BaseException) -> None:
-        """The spec's content could not be made ready; where that can pass, a retry is set."""
+    def fail(self, spec_id: str, error: BaseException, digest: str | None = None) -> None:
+        """The spec's content could not be made ready; where that can pass, a retry is set.
+
+        `digest` names the closure where it is known which one failed.
+        """
         if isinstance(error, Stopped):
             return
         told = self._explain(spec_id, error)
@@ -124,9 +127,8 @@ class Board:
         )
         self.entries[spec_id] = failed(entry, failure)
         self._metrics.build_failures.labels(told.reason.value).inc()
-        self._log.error(
-            "failed", spec=spec_id, commit=entry.commit, reason=told.reason.value, message=told.message
-        )
+        log = self._log.bind(spec=spec_id, commit=entry.commit, digest=digest)
+        log.error("failed", reason=told.reason.value, message=told.message)
         self._changed()
 
     def wake_retries(self) -> list[str]:

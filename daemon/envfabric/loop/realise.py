@@ -1,17 +1,16 @@
 """One spec's way from content to generation, in steps that run in worker threads.
 
-`prepare` ends with a generation where the content was seen before or its closure exists, and else
-with what has to be built; `finish` writes the generation once the closure is there.
+`recall` needs no uv: it ends with a generation where the content was seen before or its closure is
+known and exists, and else says what is missing. `resolve` and `build` ask uv, `finish` writes the
+generation once the closure is there.
 """
 
-import contextlib
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from envfabric.build.environment import Builder, Built
-from envfabric.build.interpreters import Interpreters
+from envfabric.build.interpreters import Interpreter, Interpreters
 from envfabric.build.resolve import Resolution, Resolver
 from envfabric.core.errors import Reason, SpecError
 from envfabric.specs.policy import Policy
@@ -19,7 +18,7 @@ from envfabric.specs.spec import Spec, read_spec
 from envfabric.specs.tree import SpecRef
 from envfabric.store.closures import Closures
 from envfabric.store.generations import Content, Generation, Generations
-from envfabric.store.root import now
+from envfabric.store.root import Root, now
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,29 +33,41 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """A generation that can be published now."""
-
-    generation: Generation
-    resolve_seconds: float | None = None
-    """How long uv took to resolve; None where it was not asked."""
-
-
-@dataclass(frozen=True, slots=True)
 class Suspended:
     """The spec asks that nothing is built for it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Missing:
-    """The closure has to be built first."""
+class Unresolved:
+    """uv has to be asked which closure the content means."""
 
+    request: Request
+    spec: Spec
+    python: Interpreter
+    base: bytes | None
+    key: str
+    """Equal for all who would get the same answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """The closure is known and has to be built."""
+
+    request: Request
     spec: Spec
     resolution: Resolution
-    resolve_seconds: float | None
 
 
-Prepared = Served | Suspended | Missing
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A generation that can be published now."""
+
+    request: Request
+    generation: Generation
+
+
+Resolved = Served | Missing
+Recalled = Suspended | Unresolved | Resolved
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +82,7 @@ class Realiser:
 
     def __init__(
         self,
+        root: Root,
         policy: Policy,
         ray: Ray,
         interpreters: Interpreters,
@@ -79,6 +91,7 @@ class Realiser:
         closures: Closures,
         generations: Generations,
     ) -> None:
+        self._root = root
         self._policy = policy
         self._ray = ray
         self._interpreters = interpreters
@@ -86,10 +99,10 @@ class Realiser:
         self._builder = builder
         self._closures = closures
         self._generations = generations
-        self._asking = KeyedLocks()
 
-    def prepare(self, request: Request) -> Prepared:
-        """Goes as far as possible without a build. Raises `SpecError`, `StoreError` and `OSError`."""
+    def recall(self, request: Request) -> Recalled:
+        """What is known of the content, without asking uv. Raises `SpecError`, `StoreError`, `OSError`."""
+        self._root.require_marker()
         spec = read_spec(request.ref.id, request.ref.tree, request.files, self._policy)
         if spec.table.suspend:
             return Suspended()
@@ -97,49 +110,55 @@ class Realiser:
         for generation in retained:
             if generation.inputs == spec.inputs and self._closures.exists(generation.digest):
                 self._check_ray(spec, generation.ray_version)
-                return Served(generation)
-        resolution, seconds = self._resolve(spec, self._base(request, spec, retained))
-        self._check_ray(spec, resolution.closure.version_of("ray"))
-        if not self._closures.exists(resolution.closure.digest):
-            return Missing(spec, resolution, seconds)
-        return Served(self.finish(request, spec, resolution), seconds)
+                return Served(request, generation)
+        base = self._base(request, spec, retained)
+        python = self._interpreters.choose(spec.python)
+        key = self._resolver.key(spec, python, base)
+        known = self._resolver.known(spec, key)
+        if known is None:
+            return Unresolved(request, spec, python, base, key)
+        return self._with_closure(request, spec, known)
+
+    def resolve(self, unresolved: Unresolved) -> tuple[Resolved, float]:
+        """Asks uv; gives the seconds that it took, too. Raises `SpecError`, `StoreError`, `OSError`."""
+        began = time.monotonic()
+        resolution = self._resolver.resolve(unresolved.spec, unresolved.python, unresolved.base)
+        seconds = time.monotonic() - began
+        return self._with_closure(unresolved.request, unresolved.spec, resolution), seconds
 
     def build(self, missing: Missing, tell: Callable[[str], None]) -> Built:
         """Builds what a spec misses. Raises `SpecError`, `StoreError` and `OSError`."""
         return self._builder.build(missing.spec, missing.resolution, tell)
 
     def stop(self) -> None:
-        """Ends what runs; nothing can be prepared or built any more."""
+        """Ends what runs; nothing can be resolved or built any more."""
         self._builder.stop()
 
-    def finish(self, request: Request, spec: Spec, resolution: Resolution) -> Generation:
+    def finish(self, missing: Missing) -> Generation:
         """Writes the spec's generation over a closure that is in the store."""
-        closure = resolution.closure
+        self._root.require_marker()
+        spec, closure = missing.spec, missing.resolution.closure
         generation = Generation(
             spec=spec.id,
             number=0,
             digest=closure.digest,
             inputs=spec.inputs,
             tree=spec.tree,
-            commit=request.commit,
+            commit=missing.request.commit,
             built_at=now(),
             python_version=closure.interpreter.version,
             ray_version=closure.version_of("ray"),
-            lock_origin=resolution.origin,
+            lock_origin=missing.resolution.origin,
             runtime_env=spec.table.runtime_env.model_dump(),
         )
-        return self._generations.record(generation, Content(spec.pyproject, resolution.lock))
+        return self._generations.record(generation, Content(spec.pyproject, missing.resolution.lock))
 
-    def _resolve(self, spec: Spec, base: bytes | None) -> tuple[Resolution, float | None]:
-        python = self._interpreters.choose(spec.python)
-        key = self._resolver.key(spec, python, base)
-        # Specs that ask for the same at the same moment: one asks uv, the others find its answer.
-        with self._asking.holding(key):
-            known = self._resolver.known(spec, key)
-            if known is not None:
-                return known, None
-            began = time.monotonic()
-            return self._resolver.resolve(spec, python, base), time.monotonic() - began
+    def _with_closure(self, request: Request, spec: Spec, resolution: Resolution) -> Resolved:
+        self._check_ray(spec, resolution.closure.version_of("ray"))
+        missing = Missing(request, spec, resolution)
+        if not self._closures.exists(resolution.closure.digest):
+            return missing
+        return Served(request, self.finish(missing))
 
     def _base(self, request: Request, spec: Spec, retained: list[Generation]) -> bytes | None:
         """The lock whose versions are kept: of the same content whose closure is gone, else of what is served."""
@@ -165,26 +184,3 @@ class Realiser:
                 f"{spec.id} has ray {found} but the cluster runs {wanted}. Require {line} in "
                 "project.dependencies.",
             )
-
-
-class KeyedLocks:
-    """A lock for each key that somebody is using now."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._locks: dict[str, tuple[threading.Lock, int]] = {}
-
-    @contextlib.contextmanager
-    def holding(self, key: str) -> Iterator[None]:
-        """Waits for the key's lock and holds it."""
-        with self._guard:
-            lock, users = self._locks.get(key, (threading.Lock(), 0))
-            self._locks[key] = (lock, users + 1)
-        try:
-            with lock:
-                yield
-        finally:
-            with self._guard:
-                lock, users = self._locks.pop(key)
-                if users > 1:
-                    self._locks[key] = (lock, users - 1)

@@ -141,9 +141,9 @@ class Reconciler:
 
     def _look(self) -> None:
         self._next_look = time.monotonic() + self._interval
-        if self._held:
-            self._held = self._closures.recover(self._held)
         try:
+            if self._held:
+                self._held = self._closures.recover(self._held)
             commit = self._repository.head()
             if commit is None:
                 raise SourceError("the branch has no commit any more; what was published stays")
@@ -151,7 +151,9 @@ class Reconciler:
                 with self._metrics.reconcile_duration.time():
                     self._adopt(commit)
                 self._metrics.reconciles.inc()
-        except SourceError as error:
+            self._publisher.look()
+        except (SourceError, OSError) as error:
+            self._metrics.reconciles.inc()
             self._metrics.reconcile_failures.inc()
             self._log.error("look failed", error=str(error))
             if self._once:
@@ -163,7 +165,7 @@ class Reconciler:
         """Makes `commit` the revision: compares it with what is served and queues the difference."""
         wanted = find_specs(self._repository.tree(commit))
         first = self.board.revision is None
-        exists = self._usage.known if first else None
+        exists = self._closures.exists if first else None
         plan = make_plan(commit, wanted, self.board.refs, self.board.entries, exists)
         self.board.adopt(commit, wanted, plan)
         for spec_id in plan.removed + plan.refused:

@@ -1,22 +1,31 @@
-"""The steps that are waiting and running: which spec is prepared next, which closure built next.
+"""The steps that are waiting and running: recall, resolve, build, finish.
 
-Preparing has slots of its own, so that a spec whose closure exists never waits behind a build, and a
-closure that several specs want is built once. Belongs to the loop's thread; the steps themselves
-run in worker threads and come back through the loop's queue.
+Each kind has slots of its own, so that a spec whose content is known waits behind no uv process; a
+question that several specs ask, and a closure that several want, is answered once. Belongs to the
+loop's thread; the steps themselves run in worker threads and come back through the loop's queue.
 """
 
-import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
 from envfabric.build.environment import Built
+from envfabric.build.lockfile import neutral
 from envfabric.core.errors import Reason, SpecError
 from envfabric.loop.board import Board
-from envfabric.loop.realise import Missing, Prepared, Realiser, Request, Served, Suspended
+from envfabric.loop.lane import Lane
+from envfabric.loop.realise import (
+    Missing,
+    Realiser,
+    Recalled,
+    Request,
+    Resolved,
+    Served,
+    Suspended,
+    Unresolved,
+)
 from envfabric.specs.repository import Repository, SourceError
 from envfabric.specs.toml import MAX_BYTES
 from envfabric.specs.tree import SpecRef
@@ -27,13 +36,8 @@ from envfabric.telemetry.metrics import Metrics
 
 T = TypeVar("T")
 
-
-@dataclass(slots=True)
-class Wanted:
-    """A closure that has to be built, and the specs that wait for it."""
-
-    missing: Missing
-    waiting: list[tuple[Request, Missing]] = field(default_factory=list)
+RECALLERS = 4
+"""Specs that are read and compared, or whose generations are written, at a time."""
 
 
 class Work:
@@ -55,23 +59,22 @@ class Work:
         self._realiser = realiser
         self._usage = usage
         self._metrics = metrics
-        self._builders = builders
-        self._preparers = builders + 4
         self._post = post
         self._log = logs.get()
         self._todo: OrderedDict[str, None] = OrderedDict()
-        self._preparing: set[str] = set()
-        self._queue: OrderedDict[str, None] = OrderedDict()
-        self._wanted: dict[str, Wanted] = {}
-        self._building: set[str] = set()
-        self._pool = ThreadPoolExecutor(self._preparers + builders, "work")
+        self._busy: set[str] = set()
+        self._resolving: Lane[Unresolved] = Lane(2 * builders)
+        self._building: Lane[Missing] = Lane(builders)
+        # A finishing step has no slot of its own: it is short, and the pool's queue is enough for it.
+        self._pool = ThreadPoolExecutor(RECALLERS + 3 * builders, "work")
         self.phases: dict[str, str] = {}
         """What is being done now, phase by spec id, for a progress display."""
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not (self._todo or self._preparing or self._wanted)
+        lanes = (self._resolving, self._building)
+        return not (self._todo or self._busy or any(lane.waiting or lane.running for lane in lanes))
 
     def add(self, spec_id: str) -> None:
         """Has a spec's content looked into; what was to be done for earlier content is void."""
@@ -84,27 +87,32 @@ class Work:
 
     def start(self) -> bool:
         """Starts as many steps as there are free slots; whether a build was among them."""
-        while len(self._preparing) < self._preparers:
+        while len(self._busy) < RECALLERS:
             # One thread a spec: newer content waits for the step that is running for the older.
-            spec_id = next((one for one in self._todo if one not in self._preparing), None)
+            spec_id = next((one for one in self._todo if one not in self._busy), None)
             if spec_id is None:
                 break
             del self._todo[spec_id]
-            self._prepare(spec_id)
-        began = False
-        while self._queue and len(self._building) < self._builders:
-            digest, _ = self._queue.popitem(last=False)
-            began = self._build(digest) or began
-        self._metrics.builds_in_progress.set(len(self._building))
-        self._metrics.build_queue_length.set(len(self._todo) + len(self._queue))
-        return began
+            self._recall(spec_id)
+        for key, unresolved in self._resolving.start():
+            self._resolve(key, unresolved)
+        before = self._building.waiting
+        for digest, missing in self._building.start():
+            self._build(digest, missing)
+        self._metrics.builds_in_progress.set(self._building.running)
+        self._metrics.build_queue_length.set(
+            len(self._todo) + self._resolving.waiting + self._building.waiting
+        )
+        return self._building.waiting < before
 
     def close(self) -> None:
         """Ends what runs and waits for it."""
         self._realiser.stop()
         self._pool.shutdown(cancel_futures=True)
 
-    def _prepare(self, spec_id: str) -> None:
+    # Recall: read the spec, and find what is known of its content.
+
+    def _recall(self, spec_id: str) -> None:
         ref = self._board.refs[spec_id]
         entry = self._board.entries[spec_id]
         try:
@@ -112,9 +120,8 @@ class Work:
         except (SpecError, SourceError) as error:
             self._board.fail(spec_id, error)
             return
-        self._preparing.add(spec_id)
-        self.phases[spec_id] = "resolve"
-        self._submit(partial(self._realiser.prepare, request), partial(self._prepared, request))
+        self._busy.add(spec_id)
+        self._submit(partial(self._realiser.recall, request), partial(self._recalled, request), [spec_id])
 
     def _read(self, ref: SpecRef) -> Mapping[str, bytes]:
         for name, oid in ref.blobs:
@@ -126,103 +133,126 @@ class Work:
                 )
         return {name: self._repository.read(oid) for name, oid in ref.blobs}
 
-    def _prepared(self, request: Request, future: Future[Prepared]) -> None:
-        spec_id = request.ref.id
-        self._preparing.discard(spec_id)
-        self.phases.pop(spec_id, None)
-        error = future.exception()
-        if error is not None:
-            if self._board.wants(request):
-                self._board.fail(spec_id, error)
-            return
-        result = future.result()
-        if not isinstance(result, Suspended):
-            self._metrics.closure_requests.inc()
-            if result.resolve_seconds is not None:
-                self._metrics.build_duration.labels("resolve").observe(result.resolve_seconds)
-        if isinstance(result, Served):
-            self._metrics.closure_hits.inc()
+    def _recalled(self, request: Request, future: Future[Recalled]) -> None:
+        self._busy.discard(request.ref.id)
         if not self._board.wants(request):
             return
-        if isinstance(result, Served):
-            self._board.serve(spec_id, result.generation)
-        elif isinstance(result, Suspended):
-            self._board.suspend(spec_id)
+        result = future.result()
+        if isinstance(result, Suspended):
+            self._board.suspend(request.ref.id)
+        elif isinstance(result, Unresolved):
+            self._resolving.add(result.key, result)
         else:
-            self._want(request, result)
+            self._closure_needed(result)
 
-    def _want(self, request: Request, missing: Missing) -> None:
-        digest = missing.resolution.closure.digest
-        if self._usage.known(digest):
-            # Built at another spec's request since this one looked.
-            self._finish(request, missing)
+    def _closure_needed(self, result: Resolved) -> None:
+        self._metrics.closure_requests.inc()
+        if isinstance(result, Served):
+            self._metrics.closure_hits.inc()
+            self._serve(result.request, result.generation)
+        else:
+            self._building.add(result.resolution.closure.digest, result)
+
+    # Resolve: ask uv, once for all who ask the same.
+
+    def _resolve(self, key: str, unresolved: list[Unresolved]) -> None:
+        asking = unresolved[0]
+        self.phases[asking.spec.id] = "resolve"
+        ids = [asking.spec.id]
+        self._submit(partial(self._realiser.resolve, asking), partial(self._resolved, key), ids)
+
+    def _resolved(self, key: str, future: Future[tuple[Resolved, float]]) -> None:
+        first, *others = self._resolving.end(key)
+        self.phases.pop(first.spec.id, None)
+        error = future.exception()
+        for one in others:
+            if not self._board.wants(one.request):
+                continue
+            if isinstance(error, SpecError) and error.reason.passing:
+                self._board.fail(one.spec.id, error)
+            else:
+                # The answer is known by now; where it is a refusal, each is told in words of its own.
+                self.add(one.spec.id)
+        if not self._board.wants(first.request):
             return
-        if digest not in self._wanted:
-            self._wanted[digest] = Wanted(missing)
-            self._queue[digest] = None
-        self._wanted[digest].waiting.append((request, missing))
+        result, seconds = future.result()
+        self._metrics.build_duration.labels("resolve").observe(seconds)
+        self._closure_needed(result)
 
-    def _build(self, digest: str) -> bool:
-        wanted = self._wanted[digest]
-        waiting = [request for request, _ in wanted.waiting if self._board.wants(request)]
-        if not waiting:
-            del self._wanted[digest]
-            return False
-        spec = wanted.missing.spec
-        self._building.add(digest)
+    # Build: once for all who want the closure.
+
+    def _build(self, digest: str, waiting: list[Missing]) -> None:
+        wanted = [one for one in waiting if self._board.wants(one.request)]
+        if not wanted:
+            self._building.end(digest)
+            return
+        waiting[:] = wanted
+        missing = wanted[0]
         self._metrics.builds.inc()
-        for request in waiting:
-            self._board.building(request.ref.id)
-        self._log.info("build", spec=spec.id, commit=waiting[0].commit, digest=digest)
-        tell = partial(self.phases.__setitem__, spec.id)
-        self._submit(partial(self._realiser.build, wanted.missing, tell), partial(self._built, digest))
-        return True
+        for one in wanted:
+            self._board.building(one.spec.id)
+        self._log.info("build", spec=missing.spec.id, commit=missing.request.commit, digest=digest)
+        tell = partial(self.phases.__setitem__, missing.spec.id)
+        ids = [one.spec.id for one in wanted]
+        self._submit(partial(self._realiser.build, missing, tell), partial(self._built, digest), ids)
 
     def _built(self, digest: str, future: Future[Built]) -> None:
-        wanted = self._wanted.pop(digest)
-        self._building.discard(digest)
-        self.phases.pop(wanted.missing.spec.id, None)
-        waiting = [(request, missing) for request, missing in wanted.waiting if self._board.wants(request)]
+        waiting = self._building.end(digest)
+        first = waiting[0]
+        self.phases.pop(first.spec.id, None)
         error = future.exception()
-        if error is not None:
-            for request, _ in waiting:
-                self._board.fail(request.ref.id, error)
-            return
-        self._count(wanted.missing.spec.id, future.result())
-        for request, missing in waiting:
-            self._finish(request, missing)
+        if error is None:
+            self._count(first, future.result())
+        for one in waiting:
+            if not self._board.wants(one.request):
+                continue
+            if error is None:
+                self._finish(one)
+            elif neutral(one.resolution.lock) == neutral(first.resolution.lock):
+                self._board.fail(one.spec.id, error, digest)
+            else:
+                # Its own lock may name other places for the same wheels: one spec's fault is not another's.
+                self._building.add(digest, one)
 
-    def _count(self, spec_id: str, built: Built) -> None:
+    def _count(self, missing: Missing, built: Built) -> None:
         for phase, seconds in built.phases.items():
             self._metrics.build_duration.labels(phase).observe(seconds)
+        log = self._log.bind(spec=missing.spec.id, commit=missing.request.commit, digest=built.digest)
         if built.link_fallbacks:
             self._metrics.link_fallbacks.inc(built.link_fallbacks)
-            self._log.warning(
-                "files were copied, not linked", digest=built.digest, files=built.link_fallbacks
-            )
-        with contextlib.suppress(OSError):
-            # Only the record is lost, and made again by the next count.
-            self._usage.keep(built.digest, built.inodes)
-        self._usage.add(built.digest)
-        self._log.info("built", spec=spec_id, digest=built.digest, seconds=round(built.phases["total"], 3))
+            log.warning("files were copied, not linked", files=built.link_fallbacks)
+        self._usage.add(built.digest, built.inodes)
+        log.info("built", seconds=round(built.phases["total"], 3))
 
-    def _finish(self, request: Request, missing: Missing) -> None:
-        self._preparing.add(request.ref.id)
+    # Finish: write the generation.
+
+    def _finish(self, missing: Missing) -> None:
+        spec_id = missing.spec.id
+        self._busy.add(spec_id)
         self._submit(
-            partial(self._realiser.finish, request, missing.spec, missing.resolution),
-            partial(self._finished, request),
+            partial(self._realiser.finish, missing), partial(self._finished, missing.request), [spec_id]
         )
 
     def _finished(self, request: Request, future: Future[Generation]) -> None:
-        self._preparing.discard(request.ref.id)
-        if not self._board.wants(request):
-            return
-        error = future.exception()
-        if error is not None:
-            self._board.fail(request.ref.id, error)
-        else:
-            self._board.serve(request.ref.id, future.result())
+        self._busy.discard(request.ref.id)
+        if self._board.wants(request):
+            self._serve(request, future.result())
 
-    def _submit(self, work: Callable[[], T], done: Callable[[Future[T]], None]) -> None:
+    def _serve(self, request: Request, generation: Generation) -> None:
+        if not self._usage.known(generation.digest):
+            self._usage.add(generation.digest)
+        self._board.serve(request.ref.id, generation)
+
+    def _submit(self, work: Callable[[], T], done: Callable[[Future[T]], None], ids: Iterable[str]) -> None:
+        """Runs `work` in a thread and then `done` in the loop's; whatever goes wrong is the error of `ids`."""
+
+        def guarded(ended: Future[T]) -> None:
+            try:
+                done(ended)
+            except Exception as error:
+                for spec_id in ids:
+                    if spec_id in self._board.entries:
+                        self._board.fail(spec_id, error)
+
         future = self._pool.submit(work)
-        future.add_done_callback(lambda ended: self._post(partial(done, ended)))
+        future.add_done_callback(lambda ended: self._post(partial(guarded, ended)))

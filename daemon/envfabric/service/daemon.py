@@ -7,6 +7,7 @@ lock is wrong usage (exit code 2); without the lock the daemon stands by and tak
 import contextlib
 import importlib.metadata
 import os
+import queue
 import signal
 import threading
 import time
@@ -18,8 +19,8 @@ from envfabric.build.environment import Builder
 from envfabric.build.interpreters import Interpreters
 from envfabric.build.resolve import Resolver
 from envfabric.build.uv import Uv
-from envfabric.core.errors import ConfigError
-from envfabric.index.document import Index
+from envfabric.core.errors import ConfigError, StoreError
+from envfabric.index.document import Index, from_json
 from envfabric.index.publisher import Publisher
 from envfabric.loop.realise import Ray, Realiser
 from envfabric.loop.reconciler import Reconciler
@@ -32,7 +33,7 @@ from envfabric.specs.repository import Repository, SourceError
 from envfabric.store.closures import Closures
 from envfabric.store.files import Files
 from envfabric.store.generations import Generations
-from envfabric.store.root import claim_source, open_root
+from envfabric.store.root import check_source, claim_source, open_root
 from envfabric.store.usage import Usage
 from envfabric.store.writer import Busy, Writer
 from envfabric.telemetry import logs
@@ -54,9 +55,13 @@ class Daemon:
         self._files = Files()
         self._notifier = Notifier()
         self._log = logs.get()
-        self._stopping = threading.Event()
+        self._stopping = False
+        # A SimpleQueue may be put to by a signal handler that interrupts its reader.
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._reconciler: Reconciler | None = None
         self._publisher: Publisher | None = None
+        self._seen: Index | None = None
+        self._seen_at = 0
         self.root = open_root(_required(settings.root, "root", "the NAS folder"))
         self.repository = Repository(
             _required(settings.repo, "repo", "the spec repository"), settings.branch, settings.path
@@ -73,7 +78,8 @@ class Daemon:
 
     def stop(self, *_: int | FrameType | None) -> None:
         """Ends the daemon soon; safe in a signal handler."""
-        self._stopping.set()
+        self._stopping = True
+        self._wake.put(None)
         if self._reconciler is not None:
             self._reconciler.stop()
 
@@ -92,19 +98,22 @@ class Daemon:
     def run_once(self, on_round: Callable[[], None] = lambda: None) -> Index | None:
         """Makes the revision true once and gives what is published.
 
-        Raises `ConfigError` where another daemon holds ROOT, `SourceError`, `StoreError` and `OSError`.
+        None where it was stopped before that. Raises `ConfigError` where another daemon holds ROOT,
+        `SourceError`, `StoreError` and `OSError`.
         """
         with self._signals(), self._as_writer(wait=False) as writer:
-            return self._loop(writer, once=True, on_round=on_round) if writer else None
+            index = self._loop(writer, once=True, on_round=on_round) if writer else None
+        return None if self._stopping else index
 
     def _loop(self, writer: Writer, *, once: bool, on_round: Callable[[], None]) -> Index | None:
         settings, root, files = self._settings, self.root, self._files
-        commit = self._check_source()
-        claim_source(root, files, self.repository.root_commit(commit), self.repository.spec_path, self._adopt)
+        roots = self.repository.root_commits(self._check_source())
+        claim_source(root, files, roots, self.repository.spec_path, self._adopt)
         closures = Closures(root, files)
         generations = Generations(root, files)
         usage = Usage(root, files)
         realiser = Realiser(
+            root,
             Policy(tuple(settings.policy.indexes), settings.ray.required),
             Ray(settings.ray.version),
             Interpreters(root, files, self.uv, settings.python, tuple(settings.pythons)),
@@ -127,7 +136,7 @@ class Daemon:
             interval=settings.interval,
             once=once,
         )
-        if self._stopping.is_set():
+        if self._stopping:
             reconciler.stop()
         watch = RefWatch(*self.repository.watched(), reconciler.look_soon)
 
@@ -156,9 +165,17 @@ class Daemon:
                     self._log.info("standby", reason=str(error))
                     self._notifier.tell("READY=1", "STATUS=standby")
                 told = True
-            if self._stopping.wait(STANDBY_INTERVAL):
+            except (StoreError, OSError) as error:
+                # A standby outlives a NAS that goes away; at a start it is an error like any other.
+                if not told:
+                    raise
+                self._log.warning("standby can't see ROOT", error=str(error))
+            with contextlib.suppress(queue.Empty):
+                self._wake.get(timeout=STANDBY_INTERVAL)
+            if self._stopping:
                 yield None
                 return
+            self._standby_look()
         self.metrics.writer.set(1)
         self._notifier.tell("READY=1", f"STATUS=writing, epoch {writer.epoch}")
         try:
@@ -176,12 +193,21 @@ class Daemon:
                 what = f"no branch {branch!r} with a commit" if branch else "no commit yet"
                 raise ConfigError(f"{self.repository.path} has {what}; commit a spec first.")
             self.repository.check_spec_path(commit)
+            if not self._adopt:
+                check_source(self.root, self.repository.root_commits(commit), self.repository.spec_path)
         except SourceError as error:
             raise ConfigError(str(error)) from error
         return commit
 
     def _published(self) -> Index | None:
-        return self._publisher.published if self._publisher else None
+        return self._publisher.published if self._publisher else self._seen
+
+    def _standby_look(self) -> None:
+        """Keeps what a standby shows up to date: what the writer has published."""
+        with contextlib.suppress(OSError, ValueError):
+            stamp = self.root.index.stat().st_mtime_ns
+            if stamp != self._seen_at:
+                self._seen, self._seen_at = from_json(self.root.index.read_bytes()), stamp
 
     def _heartbeat(self) -> float:
         # A standby's loop is the wait for the lock, which never hangs for long.

@@ -49,6 +49,9 @@ class _Server6(_Server):
 
 
 class _Quiet(WSGIRequestHandler):
+    timeout = 30
+    """Seconds for which a connection may say nothing."""
+
     def log_message(self, format: str, *args: Any) -> None:
         """Scrapes are not worth a log line."""
 

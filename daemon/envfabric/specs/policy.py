@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from packaging.requirements import InvalidRequirement, Requirement
 
 from envfabric.core.errors import Reason, SpecError
+from envfabric.core.ids import shown
 
 UV_KEYS = frozenset(
     {
@@ -64,12 +65,14 @@ def check_requirements(texts: Iterable[Any], where: str) -> list[Requirement]:
     found = []
     for text in texts:
         if not isinstance(text, str):
-            raise SpecError(Reason.INVALID_SPEC, f"{where}: {text!r} must be a string")
+            raise SpecError(Reason.INVALID_SPEC, f"{where}: {shown(repr(text))} must be a string")
         try:
             requirement = Requirement(text)
         except InvalidRequirement as error:
             reason = str(error).splitlines()[0]
-            raise SpecError(Reason.INVALID_SPEC, f"{where}: {text!r} is no requirement: {reason}") from None
+            raise SpecError(
+                Reason.INVALID_SPEC, f"{where}: {shown(text)!r} is no requirement: {shown(reason)}"
+            ) from None
         if requirement.url is not None:
             raise SpecError(
                 Reason.POLICY,

@@ -103,28 +103,18 @@ class Repository:
         Raises `SourceError` where git can't tell.
         """
         ref = f"refs/heads/{self.branch}" if self.branch else "HEAD"
-        status, out, err = self._repo.git.rev_parse(
-            "--quiet", "--verify", f"{ref}^{{commit}}", with_extended_output=True, with_exceptions=False
-        )
-        if status == 0:
-            return str(out)
-        if err:
-            raise SourceError(f"git rev-parse {ref} in {self.path}: {err}")
-        status, out, _ = self._repo.git.rev_parse(
-            "--quiet", "--verify", ref, with_extended_output=True, with_exceptions=False
-        )
-        if status == 0:
-            raise SourceError(f"{ref} in {self.path} points at {out}, which is no commit that can be read")
-        return None
+        commit = self._ask("rev-parse", "--quiet", "--verify", f"{ref}^{{commit}}")
+        if commit is None and (target := self._ask("rev-parse", "--quiet", "--verify", ref)) is not None:
+            raise SourceError(f"{ref} in {self.path} points at {target}, which is no commit that can be read")
+        return commit
 
-    def root_commit(self, commit: str) -> str:
-        """The oldest ancestor of `commit`: it names the repository wherever it is cloned to."""
-        out = self._run("rev-list", "--max-parents=0", commit)
-        return out.decode().split()[-1]
+    def root_commits(self, commit: str) -> list[str]:
+        """The ancestors of `commit` without a parent, the oldest first: they name the repository in any clone."""
+        return self._run("rev-list", "--max-parents=0", commit).decode().split()[::-1]
 
     def check_spec_path(self, commit: str) -> None:
         """Raises `SourceError` where `commit` has no such folder."""
-        if self.spec_path and self._kind(f"{commit}:{self.spec_path}") != "tree":
+        if self.spec_path and self._ask("cat-file", "-t", f"{commit}:{self.spec_path}") != "tree":
             raise SourceError(f"{self.spec_path} is no folder in commit {commit[:12]} of {self.path}")
 
     def tree(self, commit: str) -> list[TreeItem]:
@@ -170,16 +160,26 @@ class Repository:
             self._repo.git.clear_cache()
             raise SourceError(f"object {oid} of {self.path} can't be read: {error}") from error
 
-    def _kind(self, name: str) -> str | None:
-        status, out, _ = self._repo.git.cat_file("-t", name, with_extended_output=True, with_exceptions=False)
-        return str(out) if status == 0 else None
+    def _ask(self, command: str, *arguments: str) -> str | None:
+        """What git answers, or None where it says no. Raises `SourceError` where it says why."""
+        try:
+            status, out, err = self._repo.git.execute(
+                ["git", command, *arguments], with_extended_output=True, with_exceptions=False
+            )
+        except (git.exc.GitError, OSError) as error:
+            raise SourceError(f"git {command} in {self.path}: {error}") from error
+        if status == 0:
+            return str(out)
+        if err and command == "rev-parse":
+            raise SourceError(f"git {command} {arguments[-1]} in {self.path}: {err}")
+        return None
 
     def _run(self, command: str, *arguments: str) -> bytes:
         try:
             out = self._repo.git.execute(
                 ["git", command, *arguments], stdout_as_string=False, strip_newline_in_stdout=False
             )
-        except git.exc.GitError as error:
+        except (git.exc.GitError, OSError) as error:
             self._repo.git.clear_cache()
             raise SourceError(f"git {command} in {self.path}: {error}") from error
         if not isinstance(out, bytes):

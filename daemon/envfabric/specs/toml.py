@@ -17,7 +17,7 @@ MAX_KEY_PARTS = 64
 """Most parts of a dotted key: tomllib takes memory with the square of their number."""
 
 _PART = rb"""(?>[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')"""
-_LONG_KEY = re.compile(rb"(?:%b[ \t]*\.[ \t]*){%d}" % (_PART, MAX_KEY_PARTS))
+_LONG_KEY = re.compile(rb"(?m)(?:^|[\[{,])[ \t]*(?:%b[ \t]*\.[ \t]*){%d}" % (_PART, MAX_KEY_PARTS))
 _HEADER = re.compile(r"\s*\[+\s*([^\[\]]+?)\s*\]")
 _KEY = re.compile(r"\s*([A-Za-z0-9_.\"'-]+)\s*=")
 

@@ -53,8 +53,12 @@ class Closures:
         self._hashes = Hashes()
 
     def exists(self, digest: str) -> bool:
-        """Whether a sealed closure has this digest: the folder appears by one rename, whole."""
-        return (self._root.closure(digest) / "metadata.json").is_file()
+        """Whether a sealed closure has this digest, and the interpreter that it was made from is still there.
+
+        The folder appears by one rename, whole; a hand or an upgrade may have taken something away since.
+        """
+        closure = self._root.closure(digest)
+        return (closure / "metadata.json").is_file() and (closure / ".venv/bin/python").exists()
 
     def metadata(self, digest: str) -> dict[str, Any]:
         """What was written about a closure when it was sealed."""
@@ -111,6 +115,9 @@ class Closures:
         self._root.require_marker()
         self._files.sync_folder(staging.closure)
         target = self._root.closure(digest)
+        if target.exists() and not self.exists(digest):
+            # No closure any more: somebody removed half of it. What is left makes room, and can be looked at.
+            self._files.rename(target, self._root.trash / f"{digest}.{uuid.uuid4().hex}")
         try:
             self._files.rename(staging.closure, target)
         except OSError:

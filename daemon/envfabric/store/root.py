@@ -162,20 +162,34 @@ def write_marker(root: Root, files: Files, content: dict[str, object]) -> None:
     files.write_atomic(root.marker, text.encode())
 
 
-def claim_source(root: Root, files: Files, root_commit: str, spec_path: str, adopt: bool) -> None:
+def check_source(root: Root, root_commits: list[str], spec_path: str) -> bool:
+    """Whether ROOT is recorded as serving this source; False where nothing is recorded yet.
+
+    A repository has several root commits once an unrelated history was merged; the recorded one counts.
+    Raises `ConfigError` for another source.
+    """
+    recorded = read_marker(root).get("source")
+    if not isinstance(recorded, dict):
+        return False
+    if recorded.get("root_commit") in root_commits and recorded.get("path") == spec_path:
+        return True
+    raise ConfigError(
+        f"{root.path} serves the repository that began with {str(recorded.get('root_commit'))[:12]} "
+        f"(path {recorded.get('path') or '.'!r}), not the one that began with {root_commits[0][:12]} "
+        f"(path {spec_path or '.'!r}). Use the right --root, or hand it over with --adopt."
+    )
+
+
+def claim_source(root: Root, files: Files, root_commits: list[str], spec_path: str, adopt: bool) -> None:
     """Records whose specs ROOT serves. Raises `ConfigError` for another source without `adopt`."""
-    marker = read_marker(root)
-    source = {"root_commit": root_commit, "path": spec_path}
-    recorded = marker.get("source")
-    if recorded == source:
-        return
-    if isinstance(recorded, dict) and not adopt:
-        raise ConfigError(
-            f"{root.path} serves the repository that began with {str(recorded.get('root_commit'))[:12]} "
-            f"(path {recorded.get('path') or '.'!r}), not the one that began with {root_commit[:12]} "
-            f"(path {spec_path or '.'!r}). Use the right --root, or hand it over with --adopt."
-        )
-    write_marker(root, files, {**marker, "source": source})
+    try:
+        if check_source(root, root_commits, spec_path):
+            return
+    except ConfigError:
+        if not adopt:
+            raise
+    source = {"root_commit": root_commits[0], "path": spec_path}
+    write_marker(root, files, {**read_marker(root), "source": source})
 
 
 def probe_links(root: Root) -> None:

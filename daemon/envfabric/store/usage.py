@@ -6,6 +6,7 @@ once, whichever of them is looked at first.
 """
 
 import array
+import contextlib
 import os
 import sys
 from collections import Counter
@@ -36,21 +37,33 @@ class Usage:
         self._logical: dict[str, int] = {}
 
     def load(self) -> None:
-        """Reads what was kept for every closure; counts one anew whose record is missing."""
+        """Counts every closure of the store from what was kept; anew where its record is missing."""
+        self._links.clear()
+        self._logical.clear()
+        self._physical = 0
         for digest in sorted(os.listdir(self._root.store)):
-            if not digest.startswith("."):
+            if (self._root.closure(digest) / "metadata.json").is_file():
                 self.add(digest)
 
-    def add(self, digest: str) -> None:
-        """Counts a closure that is in the store; counted already, nothing changes."""
-        if digest in self._logical:
+    def add(self, digest: str, inodes: dict[int, int] | None = None) -> None:
+        """Counts a closure that came into the store. Raises `OSError` where it has to be walked and can't.
+
+        `inodes` are its bytes by inode where they are known; of a closure that was counted already they
+        say that it was made anew.
+        """
+        if digest in self._logical and inodes is None:
             return
-        inodes = self._read(digest)
-        if inodes is None:
-            inodes = walk_inodes(self._root.closure(digest))
-            self.keep(digest, inodes)
-        self._logical[digest] = sum(inodes.values())
-        for inode, size in inodes.items():
+        found = inodes or self._read(digest)
+        if found is None or inodes is not None:
+            found = found or walk_inodes(self._root.closure(digest))
+            with contextlib.suppress(OSError):
+                # Only the record is lost, and made again at the next start.
+                self.keep(digest, found)
+        if digest in self._logical:
+            self.load()
+            return
+        self._logical[digest] = sum(found.values())
+        for inode, size in found.items():
             if not self._links[inode]:
                 self._physical += size
             self._links[inode] += 1

@@ -36,8 +36,11 @@ class Metrics:
             return Histogram(f"envfabric_{name}", text, labels, buckets=buckets, registry=registry)
 
         self.build_info = gauge("build_info", "Versions of the running daemon.", ["version", "uv", "python"])
-        self.reconciles = counter("reconciles", "Looks at the spec repository that found a new revision.")
-        self.reconcile_failures = counter("reconcile_failures", "Looks at the spec repository that failed.")
+        self.reconciles = counter(
+            "reconciles",
+            "Looks at the repository that found a new revision, or failed.",
+        )
+        self.reconcile_failures = counter("reconcile_failures", "Looks at the repository that failed.")
         self.reconcile_duration = histogram(
             "reconcile_duration_seconds", "Time to read and plan a revision.", PUBLISH_BUCKETS
         )
