@@ -274,8 +274,10 @@ def test_resolving_at_once_on_many_threads(resolver: Resolver, make_spec: Any, p
 def test_package_that_requires_the_project_is_not_shared(
     resolver: Resolver, make_spec: Any, python: Interpreter
 ) -> None:
-    """Where a package requires what a project is named like, uv means the project: nobody else gets that lock."""
-    assert versions(get(resolver, make_spec("alpha", ["beta"]), python)) == {"beta": "1.0"}
+    """Where a package requires what a project is named like, uv means the project: refused, and kept for nobody."""
+    with pytest.raises(SpecError, match="rename the project") as caught:
+        get(resolver, make_spec("alpha", ["beta"]), python)
+    assert caught.value.reason is Reason.INVALID_SPEC
     found = get(resolver, make_spec("other", ["beta"]), python)
     assert versions(found) == {"alpha": "1.0", "beta": "1.0"}
 
