@@ -112,12 +112,25 @@ def test_dead_lock_of_one_does_not_fail_another(fabric: Fabric) -> None:
         assert locked.returncode == 0, locked.stderr
     dead = fabric.repo.work / "aa/dead/uv.lock"
     dead.write_text(dead.read_text().replace("/files/", "/gone/"))
+    good = fabric.repo.work / "zz"
+    good.rename(fabric.folder / "zz")
     fabric.repo.commit()
-    fabric.settings["builders"] = 1
-    index = fabric.run_once(expect=1)
-    assert index["environments"]["zz/good"]["state"] == "ready"
-    fabric.python("zz/good", "import shared_wheel")
-    assert index["environments"]["aa/dead"]["state"] in {"ready", "failed"}
+    hold = fabric.packages.hold()
+    try:
+        with fabric.daemon() as daemon:
+            wait_for(lambda: daemon.events("build") or None, message="the dead one is not built")
+            (fabric.folder / "zz").rename(good)
+            commit = fabric.repo.commit()
+            # The good one wants the same closure, and joins the build that will fail.
+            daemon.wait_for_metric("envfabric_closure_requests_total", 2)
+            hold.set()
+            index = daemon.wait_for_index(commit)
+            assert index["environments"]["aa/dead"]["state"] == "failed"
+            assert "installing aa/dead" in index["environments"]["aa/dead"]["error"]["message"]
+            assert index["environments"]["zz/good"]["state"] == "ready"
+            fabric.python("zz/good", "import shared_wheel")
+    finally:
+        hold.set()
 
 
 def test_obstacle_in_envs_hinders_nobody(fabric: Fabric) -> None:
