@@ -173,7 +173,7 @@ def test_wrong_variable_names_its_setting(monkeypatch: pytest.MonkeyPatch) -> No
         load_settings(None, {})
     monkeypatch.setenv("ENVFABRIC_BUILDERS", "2")
     monkeypatch.setenv("ENVFABRIC_PYTHONS", "/usr/bin/python3")
-    with pytest.raises(ConfigError, match="pythons"):
+    with pytest.raises(ConfigError, match="ENVFABRIC_PYTHONS must be written as JSON"):
         load_settings(None, {})
 
 

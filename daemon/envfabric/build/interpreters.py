@@ -90,6 +90,9 @@ class Interpreters:
     def choose(self, request: PythonRequest) -> Interpreter:
         """The interpreter for a request. Raises `SpecError` (unresolvable) where none fits."""
         key = f"{request.text or self._default + '?'}|{request.requires}"
+        if key in self._chosen:
+            # Without the lock: known content does not wait while another request's interpreters are tried.
+            return self._chosen[key]
         with self._lock:
             if key not in self._chosen:
                 recorded = self._recorded(key)
@@ -125,15 +128,19 @@ class Interpreters:
         if request.text is not None:
             fitting = [one for one in found if _meets(one.version, request.text)]
         else:
-            fitting = [one for one in found if _meets(one.version, self._default)] or found
+            fitting = [one for one in found if _meets(one.version, self._default)]
+            # requires-python says that others will do; without it the default is what was asked for.
+            fitting = fitting or (found if request.requires else [])
         if fitting:
             return max(fitting, key=lambda one: (one.shared, Version(one.version), one.path))
-        wish = f"python {request.text}" if request.text else f"requires-python {request.requires!r}"
-        both = f" and requires-python {request.requires!r}" if request.text and request.requires else ""
+        wishes = [f"python {request.text}"] if request.text else []
+        wishes += [f"requires-python {request.requires!r}"] if request.requires else []
+        wish = " and ".join(wishes) or f"python {self._default}, the default in the daemon's settings"
         has = ", ".join(sorted({one.version for one in self._available()})) or "none"
+        among = f" among the settings' pythons ({', '.join(self._allowed)})" if self._allowed else ""
         raise SpecError(
             Reason.UNRESOLVABLE,
-            f"no interpreter here meets {wish}{both} (from {request.origin}); there are: {has}. Change the "
+            f"no interpreter{among} meets {wish} (from {request.origin}); there are: {has}. Change the "
             "spec, or have that Python installed where the workers can reach it.",
         )
 

@@ -1,5 +1,6 @@
 """`envfabric`: the commands, their flags, and one exit code for each class of outcome."""
 
+import importlib.metadata
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +28,21 @@ app = typer.Typer(
 
 Config = Annotated[Path | None, typer.Option(help="The settings file (ENVFABRIC_CONFIG).", metavar="FILE")]
 RootOption = Annotated[Path | None, typer.Option("--root", help="The NAS folder.", metavar="DIR")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(importlib.metadata.version("environment-fabric"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """A commit of a spec becomes a sealed, shared, ready Python environment."""
 
 
 def run(arguments: list[str]) -> None:

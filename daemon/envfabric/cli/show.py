@@ -55,7 +55,11 @@ def _table(index: Mapping[str, Any]) -> None:
             entry["ray_version"] or "-",
             escape(f"{error['reason']}: {error['message']}") if error else "",
         )
-    console.print(table)
+    with console.capture() as drawn:
+        console.print(table)
+    for line in drawn.get().splitlines():
+        # The last column's padding would make every line as long as the longest error.
+        typer.echo(line.rstrip())
     for problem in index["problems"]:
         console.print(f"[red]problem[/] {escape(problem['path'])}: {escape(problem['message'])}")
     whole = "complete" if index["complete"] else "under way"

@@ -30,9 +30,9 @@ def main(arguments: Sequence[str]) -> int:
         command.add_argument("--config", metavar="FILE", help="the settings file (ENVFABRIC_CONFIG)")
         command.add_argument("--wait", metavar="SECONDS", type=float, help="wait for it to be built")
         command.add_argument("id", metavar="ID", help="the spec's id, <workflow>/<node>")
-        if name == "exec":
-            command.add_argument("words", metavar="CMD", nargs=argparse.REMAINDER)
-    given = parser.parse_args(arguments)
+    # What follows the first -- is the command's own, flags and all.
+    place = list(arguments).index("--") if "--" in arguments else len(arguments)
+    given = parser.parse_args(arguments[:place])
     try:
         root = find_root(given.root, given.config)
         if given.command == "which":
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
         elif given.command == "runtime-env":
             print(json.dumps(runtime_env(given.id, root=root, wait=given.wait)))  # noqa: T201
         else:
-            words = given.words[1:] if given.words[:1] == ["--"] else given.words
+            words = list(arguments[place + 1 :])
             if not words:
                 parser.error("exec needs a command: envfabric exec ID -- CMD…")
             return _exec(given.id, os.fspath(root), given.wait, words)

@@ -4,6 +4,7 @@ A network file system's client that has known a name for long may open the old i
 minute after it was replaced; opening the folder first makes the change visible at once.
 """
 
+import difflib
 import json
 import os
 import tomllib
@@ -58,7 +59,9 @@ def find_root(
             raise RootNotFound(f"the settings {path} can't be read: {error}") from error
         if isinstance(value, str):
             return Path(value)
-    raise RootNotFound("ROOT is not known: pass root=…, set ENVFABRIC_ROOT, or name it in envfabric.toml.")
+    raise RootNotFound(
+        "ROOT is not known: give --root (root=… in Python), ENVFABRIC_ROOT, or root in envfabric.toml."
+    )
 
 
 def read_index(root: Path) -> dict[str, Any]:
@@ -89,8 +92,13 @@ def environment(index: Mapping[str, Any], spec_id: str) -> dict[str, Any]:
         if problem["path"].startswith(f"{spec_id}/"):
             raise UnknownEnvironment(f"{spec_id} is refused: {problem['message']}")
     known = sorted(index["environments"])
-    some = ", ".join(known[:5]) + (", …" if len(known) > 5 else "")
-    raise UnknownEnvironment(
-        f"no environment {spec_id!r} in revision {str(index['revision'])[:12]} (there are: {some or 'none'}). "
-        f"Commit {spec_id}/pyproject.toml, or check the id."
+    same = [one for one in known if one.endswith(f"/{spec_id}")]
+    close = same or difflib.get_close_matches(spec_id, known, n=3)
+    hint = (
+        f"Did you mean {' or '.join(close)}?"
+        if close
+        else f"Commit {spec_id}/pyproject.toml, or check the id."
     )
+    if "/" not in spec_id and not close:
+        hint = "An id is <workflow>/<node>."
+    raise UnknownEnvironment(f"no environment {spec_id!r} in revision {str(index['revision'])[:12]}. {hint}")

@@ -123,6 +123,8 @@ class Publisher:
     def _next_sequence(self) -> int:
         # A lower sequence than one that somebody has seen would be a step back in time.
         known = self.published.sequence if self.published else 0
+        if self.published and self._stat() == self._written:
+            return known + 1
         with contextlib.suppress(FileNotFoundError, ValueError):
             known = max(known, from_json(self._root.index.read_bytes()).sequence)
         return known + 1
@@ -134,10 +136,10 @@ class Publisher:
             for spec_id, entry in index.entries.items()
             if entry.generation is not None
         }
+        self._behind = False
         if serving == self._linked:
             return
         self._writer.check()
-        self._behind = False
         for spec_id in self._linked.keys() | serving.keys():
             number = serving.get(spec_id)
             if self._linked.get(spec_id) == number:

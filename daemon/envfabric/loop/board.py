@@ -13,7 +13,6 @@ from envfabric.build.uv import Stopped
 from envfabric.core.errors import Reason, SpecError, StoreError, from_os_error
 from envfabric.index.document import Entry, Failure
 from envfabric.loop.plan import Plan, failed, pending
-from envfabric.loop.realise import Request
 from envfabric.specs.repository import SourceError
 from envfabric.specs.tree import Problem, SpecRef, Wanted
 from envfabric.store.files import Files
@@ -69,10 +68,10 @@ class Board:
         """How many specs are in which state."""
         return Counter(entry.state for entry in list(self.entries.values()))
 
-    def wants(self, request: Request) -> bool:
-        """Whether a request's content is still what its spec asks for."""
-        ref = self.refs.get(request.ref.id)
-        return ref is not None and ref.tree == request.ref.tree and ref.refused is None
+    def wants(self, content: SpecRef) -> bool:
+        """Whether this content is still what its spec asks for."""
+        ref = self.refs.get(content.id)
+        return ref is not None and ref.tree == content.tree and ref.refused is None
 
     def building(self, spec_id: str) -> None:
         """The spec's closure is being built now."""
@@ -99,6 +98,7 @@ class Board:
 
     def suspend(self, spec_id: str) -> None:
         """The spec asks that nothing is built: it serves what it served."""
+        self.retries.pop(spec_id, None)
         entry = replace(self.entries[spec_id], suspended=True)
         if entry.serving:
             self.entries[spec_id] = replace(entry, state="ready", error=None)
@@ -116,6 +116,9 @@ class Board:
         if isinstance(error, Stopped):
             return
         told = self._explain(spec_id, error)
+        if not told.reason.passing:
+            # A retry that was set before would come due again and again.
+            self.retries.pop(spec_id, None)
         entry = replace(self.entries[spec_id], suspended=False)
         failure = Failure(
             reason=told.reason,
@@ -137,7 +140,9 @@ class Board:
         due = [
             spec_id
             for spec_id, retry in self.retries.items()
-            if retry.due <= clock and self.entries[spec_id].state in {"failed", "stale"}
+            if retry.due <= clock
+            and self.entries[spec_id].state in {"failed", "stale"}
+            and self.refs[spec_id].refused is None
         ]
         for spec_id in due:
             entry = self.entries[spec_id]
@@ -152,7 +157,7 @@ class Board:
 
     def _set_retry(self, spec_id: str) -> str:
         attempts = self.retries[spec_id].attempts + 1 if spec_id in self.retries else 0
-        delay = min(RETRY_FIRST * 2**attempts, RETRY_MOST)
+        delay = min(RETRY_FIRST * 2 ** min(attempts, 10), RETRY_MOST)
         self.retries[spec_id] = Retry(time.monotonic() + delay, attempts)
         return now(delay)
 
@@ -173,7 +178,7 @@ class Board:
         try:
             self._root.require_marker()
             self._files.make_folder(path.parent)
-            self._files.write_atomic(path, text.encode())
+            self._files.write_atomic(path, text.encode(), durable=False)
         except (OSError, StoreError) as problem:
             self._log.warning("failure log not written", spec=spec_id, error=str(problem))
             return None

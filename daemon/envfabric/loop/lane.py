@@ -25,6 +25,10 @@ class Lane(Generic[W]):
         """How many keys run."""
         return len(self._running)
 
+    def knows(self, key: str) -> bool:
+        """Whether `key` waits or runs already."""
+        return key in self._running or key in self._queue
+
     def add(self, key: str, waiter: W) -> None:
         """Has `key` run for `waiter`, or lets it join the run that there is."""
         if key in self._running:

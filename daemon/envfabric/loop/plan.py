@@ -39,7 +39,7 @@ def make_plan(
         last = before.get(spec_id)
         if old and old.serving and not last and exists and not exists(old.serving):
             # Nothing may be published that is not there, not even while it is made anew.
-            old = replace(old, state="pending", serving=None, generation=None)
+            old = replace(old, state="failed", serving=None, generation=None)
             plan.lost.append(spec_id)
         if ref.refused is not None:
             plan.entries[spec_id] = refused(old, ref, commit)

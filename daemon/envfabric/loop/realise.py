@@ -1,13 +1,14 @@
 """One spec's way from content to generation, in steps that run in worker threads.
 
-`recall` needs no uv: it ends with a generation where the content was seen before or its closure is
-known and exists, and else says what is missing. `resolve` and `build` ask uv, `finish` writes the
-generation once the closure is there.
+`recall` needs no uv: it says what is known of the content. `resolve` and `build` ask uv, and only
+`finish` writes a generation, once the closure is there.
 """
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from packaging.version import Version
 
 from envfabric.build.environment import Builder, Built
 from envfabric.build.interpreters import Interpreter, Interpreters
@@ -50,24 +51,30 @@ class Unresolved:
 
 
 @dataclass(frozen=True, slots=True)
-class Missing:
-    """The closure is known and has to be built."""
+class Located:
+    """The closure that the content means is known."""
 
     request: Request
     spec: Spec
     resolution: Resolution
+    built: bool
+    """Whether it is in the store."""
+
+    @property
+    def digest(self) -> str:
+        """The closure's name in the store."""
+        return self.resolution.closure.digest
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A generation that can be published now."""
+    """A retained generation that can be published now."""
 
     request: Request
     generation: Generation
 
 
-Resolved = Served | Missing
-Recalled = Suspended | Unresolved | Resolved
+Recalled = Suspended | Unresolved | Located | Served
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,48 +124,47 @@ class Realiser:
         known = self._resolver.known(spec, key)
         if known is None:
             return Unresolved(request, spec, python, base, key)
-        return self._with_closure(request, spec, known)
+        return self._locate(request, spec, known)
 
-    def resolve(self, unresolved: Unresolved) -> tuple[Resolved, float]:
+    def resolve(self, unresolved: Unresolved) -> tuple[Located, float]:
         """Asks uv; gives the seconds that it took, too. Raises `SpecError`, `StoreError`, `OSError`."""
         began = time.monotonic()
         resolution = self._resolver.resolve(unresolved.spec, unresolved.python, unresolved.base)
         seconds = time.monotonic() - began
-        return self._with_closure(unresolved.request, unresolved.spec, resolution), seconds
+        return self._locate(unresolved.request, unresolved.spec, resolution), seconds
 
-    def build(self, missing: Missing, tell: Callable[[str], None]) -> Built:
-        """Builds what a spec misses. Raises `SpecError`, `StoreError` and `OSError`."""
-        return self._builder.build(missing.spec, missing.resolution, tell)
+    def build(self, located: Located, tell: Callable[[str], None]) -> Built | None:
+        """Builds a closure; None where somebody else has by now. Raises `SpecError`, `StoreError`, `OSError`."""
+        if self._closures.exists(located.digest):
+            return None
+        return self._builder.build(located.spec, located.resolution, tell)
 
     def stop(self) -> None:
         """Ends what runs; nothing can be resolved or built any more."""
         self._builder.stop()
 
-    def finish(self, missing: Missing) -> Generation:
-        """Writes the spec's generation over a closure that is in the store."""
+    def finish(self, located: Located) -> Generation:
+        """Writes the spec's generation over a closure that is in the store; one thread a spec at a time."""
         self._root.require_marker()
-        spec, closure = missing.spec, missing.resolution.closure
+        spec, closure = located.spec, located.resolution.closure
         generation = Generation(
             spec=spec.id,
             number=0,
             digest=closure.digest,
             inputs=spec.inputs,
             tree=spec.tree,
-            commit=missing.request.commit,
+            commit=located.request.commit,
             built_at=now(),
             python_version=closure.interpreter.version,
             ray_version=closure.version_of("ray"),
-            lock_origin=missing.resolution.origin,
+            lock_origin=located.resolution.origin,
             runtime_env=spec.table.runtime_env.model_dump(),
         )
-        return self._generations.record(generation, Content(spec.pyproject, missing.resolution.lock))
+        return self._generations.record(generation, Content(spec.pyproject, located.resolution.lock))
 
-    def _with_closure(self, request: Request, spec: Spec, resolution: Resolution) -> Resolved:
+    def _locate(self, request: Request, spec: Spec, resolution: Resolution) -> Located:
         self._check_ray(spec, resolution.closure.version_of("ray"))
-        missing = Missing(request, spec, resolution)
-        if not self._closures.exists(resolution.closure.digest):
-            return missing
-        return Served(request, self.finish(missing))
+        return Located(request, spec, resolution, self._closures.exists(resolution.closure.digest))
 
     def _base(self, request: Request, spec: Spec, retained: list[Generation]) -> bytes | None:
         """The lock whose versions are kept: of the same content whose closure is gone, else of what is served."""
@@ -178,7 +184,7 @@ class Realiser:
                 f"{spec.id} is for Ray but its environment has no ray: a task in it would hang for ever. Add "
                 f"{line} to project.dependencies, or set ray = false in [tool.envfabric].",
             )
-        if wanted and found != wanted:
+        if wanted and Version(found) != Version(wanted):
             raise SpecError(
                 Reason.VALIDATION,
                 f"{spec.id} has ray {found} but the cluster runs {wanted}. Require {line} in "

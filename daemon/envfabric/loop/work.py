@@ -8,24 +8,16 @@ loop's thread; the steps themselves run in worker threads and come back through 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from envfabric.build.environment import Built
 from envfabric.build.lockfile import neutral
 from envfabric.core.errors import Reason, SpecError
 from envfabric.loop.board import Board
 from envfabric.loop.lane import Lane
-from envfabric.loop.realise import (
-    Missing,
-    Realiser,
-    Recalled,
-    Request,
-    Resolved,
-    Served,
-    Suspended,
-    Unresolved,
-)
+from envfabric.loop.realise import Located, Realiser, Recalled, Request, Served, Suspended, Unresolved
 from envfabric.specs.repository import Repository, SourceError
 from envfabric.specs.toml import MAX_BYTES
 from envfabric.specs.tree import SpecRef
@@ -35,9 +27,26 @@ from envfabric.telemetry import logs
 from envfabric.telemetry.metrics import Metrics
 
 T = TypeVar("T")
+W = TypeVar("W", Unresolved, Located)
 
 RECALLERS = 4
-"""Specs that are read and compared, or whose generations are written, at a time."""
+"""Specs that are read and compared at a time."""
+FINISHERS = 4
+"""Generations that are written at a time."""
+
+
+_ASKERS_OWN = {Reason.INVALID_SPEC, Reason.VALIDATION}
+"""Refusals that hang on the one who asked (its name, its need of Ray), not on the question."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiter(Generic[W]):
+    """A spec's content that waits in a lane. Only the first of a key carries what the step needs."""
+
+    ref: SpecRef
+    work: W | None
+    lock: str = ""
+    """The neutral digest of the lock that it would be built from."""
 
 
 class Work:
@@ -62,19 +71,21 @@ class Work:
         self._post = post
         self._log = logs.get()
         self._todo: OrderedDict[str, None] = OrderedDict()
-        self._busy: set[str] = set()
-        self._resolving: Lane[Unresolved] = Lane(2 * builders)
-        self._building: Lane[Missing] = Lane(builders)
-        # A finishing step has no slot of its own: it is short, and the pool's queue is enough for it.
-        self._pool = ThreadPoolExecutor(RECALLERS + 3 * builders, "work")
+        self._recalling: set[str] = set()
+        self._counted: dict[str, str] = {}
+        self._resolving: Lane[Waiter[Unresolved]] = Lane(2 * builders)
+        self._building: Lane[Waiter[Located]] = Lane(builders)
+        # By spec id: two generations of one spec are never written at once.
+        self._finishing: Lane[Located] = Lane(FINISHERS)
+        self._pool = ThreadPoolExecutor(RECALLERS + 3 * builders + FINISHERS, "work")
         self.phases: dict[str, str] = {}
         """What is being done now, phase by spec id, for a progress display."""
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        lanes = (self._resolving, self._building)
-        return not (self._todo or self._busy or any(lane.waiting or lane.running for lane in lanes))
+        lanes = (self._resolving, self._building, self._finishing)
+        return not (self._todo or self._recalling or any(lane.waiting or lane.running for lane in lanes))
 
     def add(self, spec_id: str) -> None:
         """Has a spec's content looked into; what was to be done for earlier content is void."""
@@ -84,12 +95,13 @@ class Work:
     def forget(self, spec_id: str) -> None:
         """The spec is gone; the outcome of a step that is running will be dropped."""
         self._todo.pop(spec_id, None)
+        self._counted.pop(spec_id, None)
 
     def start(self) -> bool:
         """Starts as many steps as there are free slots; whether a build was among them."""
-        while len(self._busy) < RECALLERS:
+        while len(self._recalling) < RECALLERS:
             # One thread a spec: newer content waits for the step that is running for the older.
-            spec_id = next((one for one in self._todo if one not in self._busy), None)
+            spec_id = next((one for one in self._todo if one not in self._recalling), None)
             if spec_id is None:
                 break
             del self._todo[spec_id]
@@ -97,8 +109,10 @@ class Work:
         for key, unresolved in self._resolving.start():
             self._resolve(key, unresolved)
         before = self._building.waiting
-        for digest, missing in self._building.start():
-            self._build(digest, missing)
+        for digest, located in self._building.start():
+            self._build(digest, located)
+        for spec_id, finished in self._finishing.start():
+            self._finish(spec_id, finished)
         self._metrics.builds_in_progress.set(self._building.running)
         self._metrics.build_queue_length.set(
             len(self._todo) + self._resolving.waiting + self._building.waiting
@@ -120,8 +134,8 @@ class Work:
         except (SpecError, SourceError) as error:
             self._board.fail(spec_id, error)
             return
-        self._busy.add(spec_id)
-        self._submit(partial(self._realiser.recall, request), partial(self._recalled, request), [spec_id])
+        self._recalling.add(spec_id)
+        self._submit(partial(self._realiser.recall, request), partial(self._recalled, request), [ref])
 
     def _read(self, ref: SpecRef) -> Mapping[str, bytes]:
         for name, oid in ref.blobs:
@@ -134,125 +148,170 @@ class Work:
         return {name: self._repository.read(oid) for name, oid in ref.blobs}
 
     def _recalled(self, request: Request, future: Future[Recalled]) -> None:
-        self._busy.discard(request.ref.id)
-        if not self._board.wants(request):
+        ref = request.ref
+        self._recalling.discard(ref.id)
+        if not self._board.wants(ref):
             return
         result = future.result()
         if isinstance(result, Suspended):
-            self._board.suspend(request.ref.id)
+            self._board.suspend(ref.id)
+        elif isinstance(result, Served):
+            self._count_request(ref, hit=True)
+            self._serve(ref.id, result.generation)
         elif isinstance(result, Unresolved):
-            self._resolving.add(result.key, result)
+            asked = self._resolving.knows(result.key)
+            self._resolving.add(result.key, Waiter(ref, None if asked else result))
         else:
-            self._closure_needed(result)
+            self._located(result)
 
-    def _closure_needed(self, result: Resolved) -> None:
-        self._metrics.closure_requests.inc()
-        if isinstance(result, Served):
-            self._metrics.closure_hits.inc()
-            self._serve(result.request, result.generation)
+    def _located(self, located: Located) -> None:
+        ref = located.request.ref
+        wanted = self._building.knows(located.digest)
+        self._count_request(ref, hit=located.built)
+        if located.built:
+            self._finishing.add(ref.id, located)
         else:
-            self._building.add(result.resolution.closure.digest, result)
+            lock = neutral(located.resolution.lock)
+            self._building.add(located.digest, Waiter(ref, None if wanted else located, lock))
+
+    def _count_request(self, ref: SpecRef, *, hit: bool) -> None:
+        # Once for each content: those who wait for another's build come by here twice.
+        if self._counted.get(ref.id) != ref.tree:
+            self._counted[ref.id] = ref.tree
+            self._metrics.closure_requests.inc()
+            self._metrics.closure_hits.inc(int(hit))
 
     # Resolve: ask uv, once for all who ask the same.
 
-    def _resolve(self, key: str, unresolved: list[Unresolved]) -> None:
-        asking = unresolved[0]
-        self.phases[asking.spec.id] = "resolve"
-        ids = [asking.spec.id]
-        self._submit(partial(self._realiser.resolve, asking), partial(self._resolved, key), ids)
+    def _resolve(self, key: str, waiters: list[Waiter[Unresolved]]) -> None:
+        work = self._first(self._resolving, key, waiters)
+        if work is not None:
+            self.phases[work.spec.id] = "resolve"
+            self._submit(
+                partial(self._realiser.resolve, work), partial(self._resolved, key, work), [work.request.ref]
+            )
 
-    def _resolved(self, key: str, future: Future[tuple[Resolved, float]]) -> None:
-        first, *others = self._resolving.end(key)
-        self.phases.pop(first.spec.id, None)
+    def _resolved(self, key: str, work: Unresolved, future: Future[tuple[Located, float]]) -> None:
+        self.phases.pop(work.spec.id, None)
         error = future.exception()
-        for one in others:
-            if not self._board.wants(one.request):
-                continue
-            if isinstance(error, SpecError) and error.reason.passing:
-                self._board.fail(one.spec.id, error)
-            else:
-                # The answer is known by now; where it is a refusal, each is told in words of its own.
-                self.add(one.spec.id)
-        if not self._board.wants(first.request):
+        for other in self._resolving.end(key)[1:]:
+            self._answer(other.ref, work.spec.id, error)
+        if self._board.wants(work.request.ref):
+            located, seconds = future.result()
+            self._metrics.build_duration.labels("resolve").observe(seconds)
+            self._located(located)
+
+    def _answer(self, ref: SpecRef, asker: str, error: BaseException | None) -> None:
+        """What the asker's answer means for another spec with the same question."""
+        if not self._board.wants(ref):
             return
-        result, seconds = future.result()
-        self._metrics.build_duration.labels("resolve").observe(seconds)
-        self._closure_needed(result)
+        if error is None or (isinstance(error, SpecError) and error.reason in _ASKERS_OWN):
+            self.add(ref.id)
+        elif isinstance(error, SpecError):
+            told = SpecError(error.reason, error.message.replace(asker, ref.id), error.output)
+            self._board.fail(ref.id, told)
+        else:
+            self._board.fail(ref.id, error)
 
     # Build: once for all who want the closure.
 
-    def _build(self, digest: str, waiting: list[Missing]) -> None:
-        wanted = [one for one in waiting if self._board.wants(one.request)]
-        if not wanted:
-            self._building.end(digest)
+    def _build(self, digest: str, waiters: list[Waiter[Located]]) -> None:
+        work = self._first(self._building, digest, waiters)
+        if work is None:
             return
-        waiting[:] = wanted
-        missing = wanted[0]
         self._metrics.builds.inc()
-        for one in wanted:
-            self._board.building(one.spec.id)
-        self._log.info("build", spec=missing.spec.id, commit=missing.request.commit, digest=digest)
-        tell = partial(self.phases.__setitem__, missing.spec.id)
-        ids = [one.spec.id for one in wanted]
-        self._submit(partial(self._realiser.build, missing, tell), partial(self._built, digest), ids)
+        for one in waiters:
+            self._board.building(one.ref.id)
+        self._log.info("build", spec=work.spec.id, commit=work.request.commit, digest=digest)
+        tell = partial(self.phases.__setitem__, work.spec.id)
+        self._submit(
+            partial(self._realiser.build, work, tell), partial(self._built, digest, work), [work.request.ref]
+        )
 
-    def _built(self, digest: str, future: Future[Built]) -> None:
-        waiting = self._building.end(digest)
-        first = waiting[0]
-        self.phases.pop(first.spec.id, None)
+    def _built(self, digest: str, work: Located, future: Future[Built | None]) -> None:
+        self.phases.pop(work.spec.id, None)
+        first, *others = self._building.end(digest)
         error = future.exception()
         if error is None:
-            self._count(first, future.result())
-        for one in waiting:
-            if not self._board.wants(one.request):
+            self._count(work, future.result())
+        for other in others:
+            if not self._board.wants(other.ref):
                 continue
-            if error is None:
-                self._finish(one)
-            elif neutral(one.resolution.lock) == neutral(first.resolution.lock):
-                self._board.fail(one.spec.id, error, digest)
+            if error is not None and other.lock == first.lock:
+                self._board.fail(other.ref.id, error, digest)
             else:
-                # Its own lock may name other places for the same wheels: one spec's fault is not another's.
-                self._building.add(digest, one)
+                # It is there now; or its own lock may name other places for the same wheels.
+                self.add(other.ref.id)
+        if not self._board.wants(first.ref):
+            return
+        if error is None:
+            self._finishing.add(first.ref.id, work)
+        else:
+            self._board.fail(first.ref.id, error, digest)
 
-    def _count(self, missing: Missing, built: Built) -> None:
+    def _count(self, work: Located, built: Built | None) -> None:
+        log = self._log.bind(spec=work.spec.id, commit=work.request.commit, digest=work.digest)
+        try:
+            self._usage.add(work.digest, built.inodes if built else None)
+        except OSError as error:
+            # The closure is whole; what could not be counted now is counted at the next start.
+            log.warning("closure not counted", error=str(error))
+        if built is None:
+            return
         for phase, seconds in built.phases.items():
             self._metrics.build_duration.labels(phase).observe(seconds)
-        log = self._log.bind(spec=missing.spec.id, commit=missing.request.commit, digest=built.digest)
         if built.link_fallbacks:
             self._metrics.link_fallbacks.inc(built.link_fallbacks)
             log.warning("files were copied, not linked", files=built.link_fallbacks)
-        self._usage.add(built.digest, built.inodes)
         log.info("built", seconds=round(built.phases["total"], 3))
 
     # Finish: write the generation.
 
-    def _finish(self, missing: Missing) -> None:
-        spec_id = missing.spec.id
-        self._busy.add(spec_id)
+    def _finish(self, spec_id: str, waiting: list[Located]) -> None:
+        newest = next((one for one in reversed(waiting) if self._board.wants(one.request.ref)), None)
+        if newest is None:
+            self._finishing.end(spec_id)
+            return
+        waiting[:] = [newest]
         self._submit(
-            partial(self._realiser.finish, missing), partial(self._finished, missing.request), [spec_id]
+            partial(self._realiser.finish, newest), partial(self._finished, newest), [newest.request.ref]
         )
 
-    def _finished(self, request: Request, future: Future[Generation]) -> None:
-        self._busy.discard(request.ref.id)
-        if self._board.wants(request):
-            self._serve(request, future.result())
+    def _finished(self, located: Located, future: Future[Generation]) -> None:
+        ref = located.request.ref
+        for newer in self._finishing.end(ref.id)[1:]:
+            if self._board.wants(newer.request.ref):
+                self._finishing.add(ref.id, newer)
+        if self._board.wants(ref):
+            self._serve(ref.id, future.result())
 
-    def _serve(self, request: Request, generation: Generation) -> None:
+    def _serve(self, spec_id: str, generation: Generation) -> None:
         if not self._usage.known(generation.digest):
             self._usage.add(generation.digest)
-        self._board.serve(request.ref.id, generation)
+        self._board.serve(spec_id, generation)
 
-    def _submit(self, work: Callable[[], T], done: Callable[[Future[T]], None], ids: Iterable[str]) -> None:
-        """Runs `work` in a thread and then `done` in the loop's; whatever goes wrong is the error of `ids`."""
+    def _first(self, lane: Lane[Waiter[W]], key: str, waiters: list[Waiter[W]]) -> W | None:
+        """What the key's first waiter brought; without one that is still wanted the key does not run."""
+        waiters[:] = [one for one in waiters if self._board.wants(one.ref)]
+        if waiters and waiters[0].work is not None:
+            return waiters[0].work
+        for one in lane.end(key):
+            self.add(one.ref.id)
+        return None
+
+    def _submit(
+        self, work: Callable[[], T], done: Callable[[Future[T]], None], refs: Iterable[SpecRef]
+    ) -> None:
+        """Runs `work` in a thread and then `done` in the loop's; what goes wrong is the fault of `refs`."""
 
         def guarded(ended: Future[T]) -> None:
             try:
                 done(ended)
             except Exception as error:
-                for spec_id in ids:
-                    if spec_id in self._board.entries:
-                        self._board.fail(spec_id, error)
+                # One spec's trouble must not end the loop.
+                for ref in refs:
+                    if self._board.wants(ref):
+                        self._board.fail(ref.id, error)
 
         future = self._pool.submit(work)
         future.add_done_callback(lambda ended: self._post(partial(guarded, ended)))

@@ -153,7 +153,7 @@ class Daemon:
     def _as_writer(self, *, wait: bool) -> Iterator[Writer | None]:
         """The writer's lock; with `wait` a standby waits for it, and gets None when it is stopped."""
         writer = Writer(self.root, self._files)
-        told = False
+        told = blind = False
         while True:
             try:
                 writer.acquire()
@@ -161,6 +161,7 @@ class Daemon:
             except Busy as error:
                 if not wait:
                     raise ConfigError(f"{error}; it makes the revision true by itself") from None
+                blind = False
                 if not told:
                     self._log.info("standby", reason=str(error))
                     self._notifier.tell("READY=1", "STATUS=standby")
@@ -169,7 +170,9 @@ class Daemon:
                 # A standby outlives a NAS that goes away; at a start it is an error like any other.
                 if not told:
                     raise
-                self._log.warning("standby can't see ROOT", error=str(error))
+                if not blind:
+                    self._log.warning("standby can't see ROOT", error=str(error))
+                blind = True
             with contextlib.suppress(queue.Empty):
                 self._wake.get(timeout=STANDBY_INTERVAL)
             if self._stopping:

@@ -8,9 +8,9 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -27,12 +27,18 @@ PREFIX = "ENVFABRIC_"
 _OTHER_VARIABLES = {"CONFIG"}
 
 
+def _host_and_port(text: str) -> str:
+    if not re.fullmatch(r"(?:[^:\s]+|\[[^\]\s]+\]):\d{1,5}", text):
+        raise ValueError("must be HOST:PORT, such as 127.0.0.1:9466")
+    return text
+
+
 class RaySettings(BaseModel):
     """`[ray]`: the cluster that the environments are for."""
 
     model_config = ConfigDict(extra="forbid")
 
-    version: Annotated[str, Field(pattern=r"^\d+(\.\d+)+\S*$")] | None = None
+    version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+\S*$")] | None = None
     """The cluster's Ray, in full, such as 2.60.0."""
     required: bool = False
     """Whether a spec that says nothing must contain Ray."""
@@ -60,7 +66,7 @@ class Settings(BaseSettings):
     """The branch to follow; what HEAD points at by default."""
     root: Path | None = None
     """The NAS folder."""
-    listen: Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$|^\[[^\]]+\]:\d{1,5}$")] = "127.0.0.1:9466"
+    listen: Annotated[str, AfterValidator(_host_and_port)] = "127.0.0.1:9466"
     """Address and port of the HTTP server; port 0 takes a free one."""
     interval: Annotated[float, Field(gt=0, le=3600)] = 10.0
     """Seconds between two looks at the repository that no notification asked for."""
@@ -76,7 +82,7 @@ class Settings(BaseSettings):
     """The Python for specs that do not choose: a minor or a full version."""
     pythons: list[str] = Field(default_factory=list)
     """Interpreters, or folders of them, that may be used; by default all that uv finds."""
-    log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe log line that is written: debug, info, warning or error."""
     ray: RaySettings = Field(default_factory=RaySettings)
     policy: PolicySettings = Field(default_factory=PolicySettings)
@@ -116,7 +122,10 @@ def load_settings(config: Path | None, flags: dict[str, Any], *, discover: bool 
     except ValidationError as error:
         raise ConfigError(_explain(error, file)) from None
     except SettingsError as error:
-        raise ConfigError(f"a setting can't be read: {error.__cause__ or error} ({error})") from None
+        name = match[1] if (match := re.search(r'field "(\w+)"', str(error))) else "a list"
+        raise ConfigError(
+            f'{PREFIX}{name.upper()} must be written as JSON, a list such as \'["one", "two"]\''
+        ) from None
     except ValueError as error:
         raise ConfigError(f"{file}: not valid TOML: {error}") from None
 

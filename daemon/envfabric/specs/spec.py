@@ -152,6 +152,8 @@ def _project_version(project: Mapping[str, Any]) -> str:
             'the values down instead, for example version = "0".',
         )
     version = project.get("version")
+    if version is None:
+        raise SpecError(Reason.INVALID_SPEC, 'project.version is missing; add version = "0.1.0".')
     try:
         return str(Version(version if isinstance(version, str) else ""))
     except InvalidVersion:

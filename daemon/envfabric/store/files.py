@@ -35,23 +35,28 @@ class Files:
         path.mkdir(exist_ok=True)
         path.chmod(0o755)
 
-    def write_atomic(self, path: Path, data: bytes, mode: int = 0o644) -> None:
-        """Replaces `path` by a file with `data`: readers see the old content or the new one, whole."""
+    def write_atomic(self, path: Path, data: bytes, mode: int = 0o644, *, durable: bool = True) -> None:
+        """Replaces `path` by a file with `data`: readers see the old content or the new one, whole.
+
+        What is not `durable` may be lost with the machine's power.
+        """
         # The name is hidden, and unique: two writers never share a half-written file.
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         self._step("write", path)
         try:
             with temporary.open("xb") as file:
                 file.write(data)
-                file.flush()
                 os.fchmod(file.fileno(), mode)
-                os.fsync(file.fileno())
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
             self._step("rename", path)
             temporary.replace(path)
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-        self.sync_folder(path.parent)
+        if durable:
+            self.sync_folder(path.parent)
 
     def write_new(self, path: Path, data: bytes, mode: int = 0o644, *, durable: bool = False) -> None:
         """Writes a file into a folder that nobody looks at yet; `durable` before that folder is published."""

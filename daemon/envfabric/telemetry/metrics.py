@@ -55,7 +55,9 @@ class Metrics:
             "build_duration_seconds", "Time of a build's phases.", BUILD_BUCKETS, ["phase"]
         )
         self.builds_in_progress = gauge("builds_in_progress", "Builds running now.")
-        self.build_queue_length = gauge("build_queue_length", "Specs and closures waiting for a slot.")
+        self.build_queue_length = gauge(
+            "build_queue_length", "Specs, questions to uv and closures that wait for a slot."
+        )
         self.closure_requests = counter("closure_requests", "Times a spec's content needed a closure.")
         self.closure_hits = counter("closure_hits", "Times that closure was already in the store.")
         self.store_logical_bytes = gauge(

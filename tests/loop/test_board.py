@@ -1,0 +1,93 @@
+"""The board: what an outcome makes of a spec's entry, and when it is tried again."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from envfabric.core.errors import Reason, SpecError
+from envfabric.index.document import Entry
+from envfabric.loop import board as module
+from envfabric.loop.board import Board
+from envfabric.loop.plan import Plan, make_plan
+from envfabric.specs.tree import SpecRef, Wanted
+from envfabric.store.files import Files
+from envfabric.store.root import Root, init_root
+from envfabric.telemetry.metrics import Metrics
+
+REF = SpecRef("wf/a", "t1", ())
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    return init_root(tmp_path / "nas", Files())
+
+
+@pytest.fixture
+def board(root: Root) -> Board:
+    """A board on which one spec is pending."""
+    made = Board(root, Files(), Metrics(), lambda: None)
+    wanted = Wanted({REF.id: REF})
+    made.adopt("c1", wanted, make_plan("c1", wanted, {}, {}))
+    return made
+
+
+def test_passing_failure_is_woken_once_its_time_has_come(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure that can pass says when it is tried again, later each time; by then it is pending."""
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    delays = []
+    for _ in range(3):
+        board.fail("wf/a", SpecError(Reason.FETCH, "away"))
+        delays.append(board.retries["wf/a"].due - now)
+        assert board.wake_retries() == []
+        now += delays[-1]
+        assert board.wake_retries() == ["wf/a"]
+        assert board.entries["wf/a"].state == "pending"
+    assert delays == [10, 20, 40]
+
+
+def test_lasting_failure_ends_the_retries(board: Board) -> None:
+    """After a failure that can't pass, or a suspension, nothing is woken any more, however it was before."""
+    for suspended in (False, True):
+        board.fail("wf/a", SpecError(Reason.FETCH, "away"))
+        assert board.retries
+        if suspended:
+            board.suspend("wf/a")
+        else:
+            board.fail("wf/a", SpecError(Reason.UNRESOLVABLE, "never"))
+        assert board.retries == {}
+        assert board.entries["wf/a"].state == "failed"
+
+
+def test_retries_go_on_for_ever(board: Board) -> None:
+    """However often something failed, the next retry comes after ten minutes at the most."""
+    board.retries["wf/a"] = module.Retry(0.0, 5000)
+    board.fail("wf/a", SpecError(Reason.FETCH, "away"))
+    retry = board.retries["wf/a"]
+    assert retry.attempts == 5001
+    assert retry.due - time.monotonic() == pytest.approx(600, abs=5)
+
+
+def test_refused_spec_is_not_woken(board: Board) -> None:
+    """A retry of content that is refused by now does not make the spec pending."""
+    board.fail("wf/a", SpecError(Reason.FETCH, "away"))
+    board.retries["wf/a"] = module.Retry(0.0, 0)
+    board.refs["wf/a"] = SpecRef("wf/a", "t1", (), "it is a symlink")
+    assert board.wake_retries() == []
+    assert board.entries["wf/a"].state == "failed"
+
+
+def test_refused_spec_whose_closure_vanished_is_failed(board: Board) -> None:
+    """It serves nothing any more and nothing is made for it: failed, and not pending for ever."""
+    refused = SpecRef("wf/a", "t1", (), "it is a symlink")
+    first: Plan = make_plan(
+        "c1", Wanted({"wf/a": refused}), {}, {"wf/a": Entry("ready", "t1", "c0", "digest", 1)}
+    )
+    assert first.entries["wf/a"].state == "stale"
+    again = make_plan("c1", Wanted({"wf/a": refused}), {}, first.entries, lambda _: False)
+    entry = again.entries["wf/a"]
+    assert (entry.state, entry.serving) == ("failed", None)
+    assert again.changed == []
