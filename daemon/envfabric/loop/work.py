@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Generic, TypeVar
 
 from envfabric.build.environment import Built
@@ -71,6 +72,8 @@ class Work:
         self._post = post
         self._log = logs.get()
         self._todo: OrderedDict[str, None] = OrderedDict()
+        # Those who come by again after another's answer let new commits go first.
+        self._again: OrderedDict[str, None] = OrderedDict()
         self._recalling: set[str] = set()
         self._counted: dict[str, str] = {}
         self._resolving: Lane[Waiter[Unresolved]] = Lane(2 * builders)
@@ -85,26 +88,34 @@ class Work:
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
         lanes = (self._resolving, self._building, self._finishing)
-        return not (self._todo or self._recalling or any(lane.waiting or lane.running for lane in lanes))
+        return not (
+            self._todo
+            or self._again
+            or self._recalling
+            or any(lane.waiting or lane.running for lane in lanes)
+        )
 
     def add(self, spec_id: str) -> None:
         """Has a spec's content looked into; what was to be done for earlier content is void."""
-        self._todo.pop(spec_id, None)
+        self.forget(spec_id)
         self._todo[spec_id] = None
 
     def forget(self, spec_id: str) -> None:
         """The spec is gone; the outcome of a step that is running will be dropped."""
         self._todo.pop(spec_id, None)
+        self._again.pop(spec_id, None)
         self._counted.pop(spec_id, None)
 
     def start(self) -> bool:
         """Starts as many steps as there are free slots; whether a build was among them."""
         while len(self._recalling) < RECALLERS:
             # One thread a spec: newer content waits for the step that is running for the older.
-            spec_id = next((one for one in self._todo if one not in self._recalling), None)
+            waiting = chain(self._todo, self._again)
+            spec_id = next((one for one in waiting if one not in self._recalling), None)
             if spec_id is None:
                 break
-            del self._todo[spec_id]
+            self._todo.pop(spec_id, None)
+            self._again.pop(spec_id, None)
             self._recall(spec_id)
         for key, unresolved in self._resolving.start():
             self._resolve(key, unresolved)
@@ -115,7 +126,7 @@ class Work:
             self._finish(spec_id, finished)
         self._metrics.builds_in_progress.set(self._building.running)
         self._metrics.build_queue_length.set(
-            len(self._todo) + self._resolving.waiting + self._building.waiting
+            len(self._todo) + len(self._again) + self._resolving.waiting + self._building.waiting
         )
         return self._building.waiting < before
 
@@ -206,7 +217,7 @@ class Work:
         if not self._board.wants(ref):
             return
         if error is None or (isinstance(error, SpecError) and error.reason in _ASKERS_OWN):
-            self.add(ref.id)
+            self._add_again(ref.id)
         elif isinstance(error, SpecError):
             told = SpecError(error.reason, error.message.replace(asker, ref.id), error.output)
             self._board.fail(ref.id, told)
@@ -241,7 +252,7 @@ class Work:
                 self._board.fail(other.ref.id, error, digest)
             else:
                 # It is there now; or its own lock may name other places for the same wheels.
-                self.add(other.ref.id)
+                self._add_again(other.ref.id)
         if not self._board.wants(first.ref):
             return
         if error is None:
@@ -296,8 +307,12 @@ class Work:
         if waiters and waiters[0].work is not None:
             return waiters[0].work
         for one in lane.end(key):
-            self.add(one.ref.id)
+            self._add_again(one.ref.id)
         return None
+
+    def _add_again(self, spec_id: str) -> None:
+        if spec_id not in self._todo:
+            self._again[spec_id] = None
 
     def _submit(
         self, work: Callable[[], T], done: Callable[[Future[T]], None], refs: Iterable[SpecRef]
