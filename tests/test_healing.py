@@ -101,15 +101,7 @@ def test_dead_lock_of_one_does_not_fail_another(fabric: Fabric) -> None:
     fabric.packages.add_wheel("shared-wheel", "1.0")
     for spec_id in ("aa/dead", "zz/good"):
         folder = fabric.repo.spec(spec_id, ["shared-wheel"], index=url).parent
-        locked = subprocess.run(
-            [uv(), "lock"],
-            cwd=folder,
-            env=fabric.environment | {"UV_CACHE_DIR": str(fabric.folder / "cache")},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert locked.returncode == 0, locked.stderr
+        fabric.lock(folder)
     dead = fabric.repo.work / "aa/dead/uv.lock"
     dead.write_text(dead.read_text().replace("/files/", "/gone/"))
     good = fabric.repo.work / "zz"
@@ -285,9 +277,3 @@ def test_mount_that_went_away_is_not_written_to(fabric: Fabric) -> None:
         wait_for(
             lambda: "wf/b" in fabric.index()["python"], timeout=40, message="the build was not tried again"
         )
-
-
-def uv() -> str:
-    import uv as package
-
-    return str(package.find_uv_bin())

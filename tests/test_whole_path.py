@@ -77,15 +77,9 @@ def test_equal_requirements_share_one_closure(fabric: Fabric) -> None:
     for spec_id, name in (("wf/a", "wf-a"), ("zz/z", "zz-z")):
         generation = fabric.root / "generations" / spec_id / "1"
         assert f'name = "{name}"' in (generation / "uv.lock").read_text()
-        check = subprocess.run(
-            [uv(), "lock", "--check", "--default-index", fabric.packages.url],
-            cwd=copy_of(generation, fabric.folder / name),
-            env=fabric.environment | {"UV_CACHE_DIR": str(fabric.folder / "cache")},
-            capture_output=True,
-            text=True,
-            check=False,
+        fabric.lock(
+            copy_of(generation, fabric.folder / name), "--check", "--default-index", fabric.packages.url
         )
-        assert check.returncode == 0, check.stderr
 
 
 def test_white_box_for_people(fabric: Fabric) -> None:
@@ -129,7 +123,7 @@ def test_committed_lock_is_taken_exactly(fabric: Fabric) -> None:
     """With a committed uv.lock the build takes its versions, although newer ones exist."""
     url = fabric.packages.url
     folder = fabric.repo.spec("wf/a", ["gamma<2"], index=url)
-    lock_in(folder.parent if folder.is_file() else folder, fabric)
+    fabric.lock(folder.parent)
     committed = (fabric.repo.work / "wf/a/uv.lock").read_bytes()
     text = (fabric.repo.work / "wf/a/pyproject.toml").read_text()
     assert b'version = "1.0"' in committed
@@ -146,7 +140,7 @@ def test_known_content_needs_no_uv_and_is_quick(fabric: Fabric) -> None:
     url = fabric.packages.url
     fabric.repo.spec("wf/plain", ["beta"])
     fabric.repo.spec("wf/locked", ["gamma<2"], index=url)
-    lock_in(fabric.repo.work / "wf/locked", fabric)
+    fabric.lock(fabric.repo.work / "wf/locked")
     first = fabric.repo.commit()
     with fabric.daemon() as daemon:
         daemon.wait_for_index(first)
@@ -307,25 +301,6 @@ def test_stop_during_a_build_is_prompt_and_clean(fabric: Fabric) -> None:
     finally:
         hold.set()
     assert list((fabric.root / "staging").iterdir()) == []
-
-
-def uv() -> str:
-    import uv as package
-
-    return str(package.find_uv_bin())
-
-
-def lock_in(folder: Path, fabric: Fabric) -> None:
-    """`uv lock` as a user runs it in a spec's folder."""
-    done = subprocess.run(
-        [uv(), "lock"],
-        cwd=folder,
-        env=fabric.environment | {"UV_CACHE_DIR": str(fabric.folder / "cache")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def copy_of(generation: Path, folder: Path) -> Path:

@@ -1,5 +1,6 @@
 """HTTP: what each address answers, before and after something is published, and to whom."""
 
+import contextlib
 import http.client
 import json
 import socket
@@ -230,14 +231,21 @@ def test_default_is_loopback_only() -> None:
         assert not can_connect("127.0.0.2", server.port)
 
 
+def has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return True
+    return False
+
+
 def test_ipv6_address_is_served() -> None:
-    """[::1] works where the host has IPv6, and the URL has brackets."""
-    with socket.socket(socket.AF_INET6) as probe:
-        try:
-            probe.bind(("::1", 0))
-        except OSError:
-            pytest.skip("no IPv6 here")
-    with HttpServer("::1", 0, Shown(ROOT, Metrics(), lambda: None, time.monotonic)) as server:
+    """[::1] works and the URL has brackets; on a host without IPv6 it is a wrong setting."""
+    shown = Shown(ROOT, Metrics(), lambda: None, time.monotonic)
+    if not has_ipv6():
+        with pytest.raises(ConfigError, match="--listen"):
+            HttpServer("::1", 0, shown)
+        return
+    with HttpServer("::1", 0, shown) as server:
         assert server.url == f"http://[::1]:{server.port}"
         assert can_connect("::1", server.port)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import uv
 from prometheus_client.parser import text_string_to_metric_families
 
 from support.simple_index import SimpleIndex
@@ -108,6 +109,18 @@ class Fabric:
         done = subprocess.run([interpreter, "-c", code], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
+
+    def lock(self, folder: Path, *flags: str) -> None:
+        """`uv lock` as a user runs it in a spec's folder; fails where uv does."""
+        done = subprocess.run(
+            [uv.find_uv_bin(), "lock", *flags],
+            cwd=folder,
+            env=self.environment | {"UV_CACHE_DIR": str(self.folder / "cache")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
 
     @contextlib.contextmanager
     def daemon(self, *flags: str) -> Iterator["RunningDaemon"]:
