@@ -98,6 +98,8 @@ class Interpreters:
                 recorded = self._recorded(key)
                 if recorded is None:
                     recorded = self._pick(request)
+                    # Finding one takes a while, in which the NAS may have gone away.
+                    self._root.require_marker()
                     self._files.make_folder(self._record(key).parent)
                     content = {"request": key, **asdict(recorded)}
                     self._files.write_atomic(self._record(key), json.dumps(content, indent=2).encode())

@@ -180,6 +180,7 @@ class Resolver:
             "names": sorted(lock.names()),
             "lock": "" if resolution.origin == "committed" else lock.text,
         }
+        self._root.require_marker()
         self._files.make_folder(self._record(key).parent)
         self._files.write_atomic(self._record(key), json.dumps(content).encode())
 

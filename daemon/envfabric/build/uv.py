@@ -49,7 +49,8 @@ _PASSED = (
 _FLEET_ONLY = ("UV_DEFAULT_INDEX", "UV_INDEX")
 """Where the daemon resolves; a committed lock is checked without them, under the spec's own settings."""
 
-_TAIL = 4000
+_TAIL = 64_000
+"""Characters of uv's output that a failure log keeps: the last ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,4 +257,4 @@ def failure(doing: str, finished: Finished, otherwise: Reason) -> SpecError:
         Reason.STORE: "Check the NAS mount; it is tried again by itself.",
         Reason.UNRESOLVABLE: "Change the requirements and commit.",
     }.get(reason, "The log has all that uv said.")
-    return SpecError(reason, f"{doing}: {words.rstrip('.')}. {advice}", text[-_TAIL * 16 :])
+    return SpecError(reason, f"{doing}: {words.rstrip('.')}. {advice}", text[-_TAIL:])

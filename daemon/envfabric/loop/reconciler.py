@@ -4,6 +4,7 @@ Everything that happens (refs moved, a step ended, a time came) reaches the loop
 """
 
 import contextlib
+import functools
 import queue
 import threading
 import time
@@ -165,7 +166,8 @@ class Reconciler:
         """Makes `commit` the revision: compares it with what is served and queues the difference."""
         wanted = find_specs(self._repository.tree(commit))
         first = self.board.revision is None
-        exists = self._closures.exists if first else None
+        # Thousands of specs share a few closures: each is looked at once.
+        exists = functools.cache(self._closures.exists) if first else None
         plan = make_plan(commit, wanted, self.board.refs, self.board.entries, exists)
         self.board.adopt(commit, wanted, plan)
         for spec_id in plan.removed + plan.refused:

@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from envfabric.core.errors import StoreError
 from envfabric.store.files import Files
 from envfabric.store.root import Root
 
@@ -56,7 +57,7 @@ class Usage:
         found = inodes or self._read(digest)
         if found is None or inodes is not None:
             found = found or walk_inodes(self._root.closure(digest))
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, StoreError):
                 # Only the record is lost, and made again at the next start.
                 self.keep(digest, found)
         if digest in self._logical:
@@ -69,7 +70,11 @@ class Usage:
             self._links[inode] += 1
 
     def keep(self, digest: str, inodes: dict[int, int]) -> None:
-        """Writes a closure's record; a crash before it costs one walk at the next start."""
+        """Writes a closure's record; a crash before it costs one walk at the next start.
+
+        Raises `StoreError` and `OSError`.
+        """
+        self._root.require_marker()
         self._files.make_folder(self._folder)
         flat = array.array("Q", [len(inodes), *(number for pair in inodes.items() for number in pair)])
         if sys.byteorder == "big":
