@@ -3,8 +3,10 @@
     import envfabric
     envfabric.python("wf-001/node-A")            # the interpreter's path
     envfabric.runtime_env("wf-001/node-A")       # a Ray runtime_env
+    with envfabric.lease("wf-001/node-A") as held:
+        subprocess.run([held.python, "job.py"])  # kept for as long as the block runs
 
-Both need only the standard library.
+All need only the standard library.
 """
 
 from envfabric.client.api import python, runtime_env
@@ -15,13 +17,16 @@ from envfabric.client.index import (
     RootNotFound,
     UnknownEnvironment,
 )
+from envfabric.client.leases import Lease, lease
 
 __all__ = [
     "EnvfabricError",
     "EnvironmentFailed",
+    "Lease",
     "NotReady",
     "RootNotFound",
     "UnknownEnvironment",
+    "lease",
     "python",
     "runtime_env",
 ]

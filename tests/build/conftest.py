@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from envfabric.build.environment import Builder
 from envfabric.build.interpreters import Interpreter, inspect
 from envfabric.build.resolve import Resolver
 from envfabric.build.uv import Finished, Uv
@@ -14,7 +15,8 @@ from envfabric.specs.policy import Policy
 from envfabric.specs.spec import Spec, read_spec
 from envfabric.store.closures import Closures
 from envfabric.store.files import Files
-from envfabric.store.root import Root, init_root
+from envfabric.store.prepare import init_root
+from envfabric.store.root import Root
 from support.fabric import BASE_PYTHON
 from support.simple_index import SimpleIndex
 
@@ -77,6 +79,11 @@ def uv(root: Root, index: SimpleIndex, runs: list[list[str]]) -> Uv:
 @pytest.fixture
 def resolver(root: Root, files: Files, uv: Uv, closures: Closures) -> Resolver:
     return Resolver(root, files, uv, closures.staging)
+
+
+@pytest.fixture
+def builder(closures: Closures, files: Files, uv: Uv) -> Builder:
+    return Builder(closures, files, uv)
 
 
 @pytest.fixture(scope="session")

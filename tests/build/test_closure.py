@@ -1,6 +1,7 @@
 """A closure's digest covers what gets installed and nothing else; its wheels are those that uv takes."""
 
 import hashlib
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,13 @@ from urllib.parse import unquote
 
 import pytest
 
-from envfabric.build.closure import Closure, Distribution, make_closure
+from envfabric.build.closure import Closure, Distribution, closure_from_inputs, install_options, make_closure
 from envfabric.build.interpreters import Interpreter
 from envfabric.build.lockfile import Lock, read_lock
 from envfabric.build.resolve import Resolver
 from envfabric.build.uv import Uv
 from envfabric.core.errors import Reason, SpecError
-from envfabric.specs.policy import Policy
+from envfabric.specs.policy import UV_KEYS, Policy
 from envfabric.specs.spec import Spec, read_spec
 from support.simple_index import SimpleIndex
 
@@ -236,3 +237,94 @@ def test_wheel_without_hash_is_known_by_its_address() -> None:
     del package["wheels"][0]["hash"]
     (found,) = make_closure([("one", "1.0")], Lock("", (package,)), PYTHON).distributions
     assert found.hash == f"https://x.example/{ONE.wheel}"
+
+
+@pytest.mark.parametrize(
+    "table",
+    [{"no-binary": True}, {"no-binary-package": ["one"]}, {"config-settings": {"a": "b"}},
+     {"config-settings-package": {"one": {"a": "b"}}}, {"no-build-isolation": True},
+     {"no-build-isolation-package": ["one"]}, {"extra-build-dependencies": {"one": ["x"]}},
+     {"extra-build-variables": {"one": {"A": "1"}}}],
+    ids=lambda table: next(iter(table)),
+)  # fmt: skip
+def test_build_keys_are_covered(table: dict[str, Any]) -> None:
+    """Each key of [tool.uv] by which something is built otherwise makes another closure, and policy refuses it."""
+    other = Closure(PYTHON, (ONE, TWO), install_options(table))
+    assert other.digest != Closure(PYTHON, (ONE, TWO)).digest
+    assert other.inputs["options"] == table
+    assert not set(table) & UV_KEYS
+
+
+def test_keys_that_change_nothing_installed_are_not_covered() -> None:
+    """Indexes, constraints, resolution settings and unset build keys leave a closure as it is; order, too."""
+    table = {"index": [{"url": "x"}], "constraint-dependencies": ["a"], "no-build": True, "no-binary": False,
+             "no-binary-package": [], "build-constraint-dependencies": ["hatchling<2"]}  # fmt: skip
+    assert install_options(table) == {}
+    assert install_options({**table, "no-binary": True}) == {
+        "no-binary": True,
+        "build-constraint-dependencies": ["hatchling<2"],
+    }
+    assert install_options({"no-binary-package": ["b", "a"]}) == install_options(
+        {"no-binary-package": ["a", "b"]}
+    )
+
+
+def test_every_key_that_policy_admits_is_judged() -> None:
+    """A key that policy admits some day has to be judged: it changes what is installed, or it does not."""
+    harmless = UV_KEYS - {"no-build", "package"}
+    assert all(install_options({key: ["x"]}) == {} for key in harmless)
+
+
+@pytest.mark.parametrize("options", [{}, {"no-binary-package": ["one"]}])
+def test_closure_is_read_back_from_its_inputs(options: dict[str, Any]) -> None:
+    """What metadata.json keeps is enough to have the closure again, with the same digest."""
+    closure = Closure(PYTHON, (ONE, TWO), options)
+    again = closure_from_inputs(json.loads(json.dumps(closure.inputs)))
+    assert (again, again.digest) == (closure, closure.digest)
+
+
+INPUTS = Closure(PYTHON, (ONE,)).inputs
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [{}, {**INPUTS, "schema": 2}, {**INPUTS, "more": 1}, {**INPUTS, "distributions": [{"name": "one"}]},
+     {**INPUTS, "interpreter": {}}, {**INPUTS, "interpreter": None}, {**INPUTS, "distributions": None},
+     {**INPUTS, "options": {}}, {**INPUTS, "options": []}, {key: INPUTS[key] for key in INPUTS if key != "libc"}],
+)  # fmt: skip
+def test_inputs_that_are_none_are_refused(damaged: dict[str, Any]) -> None:
+    """Inputs that are not of this form never give a closure of another digest."""
+    with pytest.raises(ValueError, match="inputs of a closure"):
+        closure_from_inputs(damaged)
+
+
+def test_extras_and_groups_count_by_what_they_select(
+    resolver: Resolver, make_spec: Any, python: Interpreter
+) -> None:
+    """The same distributions by way of an extra, a group or a plain line are one closure, lines for others none."""
+    extra = '[project.optional-dependencies]\nx = ["gamma"]\n[tool.envfabric]\nextras = ["x"]\n'
+    group = '[dependency-groups]\ng = ["gamma"]\n[tool.envfabric]\ngroups = ["g"]\n'
+    unused = '[project.optional-dependencies]\nx = ["beta"]\n'
+    digests = {
+        resolved(resolver, spec, python).digest
+        for spec in (
+            make_spec("plain", ["alpha", "gamma"]),
+            make_spec("extra", ["alpha"], tail=extra),
+            make_spec("group", ["alpha"], tail=group),
+            make_spec("unused", ["alpha", "gamma"], tail=unused),
+            make_spec("marked", ["alpha", "gamma", "beta; python_version < '3'"]),
+        )
+    }
+    assert len(digests) == 1
+
+
+def test_other_files_of_a_spec_do_not_count(resolver: Resolver, make_spec: Any, python: Interpreter) -> None:
+    """A README, a description and .python-version's way of saying the same change no digest."""
+    readme = {"README.md": b"# words\n"}
+    tail = 'description = "words"\n[tool.ruff]\nline-length = 3\n'
+    specs = [
+        make_spec("a", ["gamma"]),
+        make_spec("b", ["gamma"], files=readme),
+        make_spec("c", ["gamma"], tail=tail),
+    ]
+    assert len({resolved(resolver, spec, python).digest for spec in specs}) == 1

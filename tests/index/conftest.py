@@ -8,7 +8,8 @@ import pytest
 from envfabric.index.publisher import Publisher
 from envfabric.store.files import Files
 from envfabric.store.generations import Generations
-from envfabric.store.root import Root, init_root
+from envfabric.store.prepare import init_root
+from envfabric.store.root import Root
 from envfabric.store.writer import Writer
 
 

@@ -12,7 +12,8 @@ from envfabric.loop.board import Board
 from envfabric.loop.plan import Plan, make_plan
 from envfabric.specs.tree import SpecRef, Wanted
 from envfabric.store.files import Files
-from envfabric.store.root import Root, init_root
+from envfabric.store.prepare import init_root
+from envfabric.store.root import Root
 from envfabric.telemetry.metrics import Metrics
 
 REF = SpecRef("wf/a", "t1", ())

@@ -9,7 +9,8 @@ import pytest
 from envfabric.store.closures import Closures
 from envfabric.store.files import Files
 from envfabric.store.generations import Generations
-from envfabric.store.root import Root, init_root
+from envfabric.store.prepare import init_root
+from envfabric.store.root import Root
 
 
 @pytest.fixture

@@ -58,9 +58,11 @@ def build(closures: Closures, root: Root, digest: str, *packages: str) -> dict[i
 
 
 def publish(closures: Closures, staging: Staging, digest: str) -> dict[int, int]:
-    """Seals and publishes what is in staging."""
-    inventory = closures.seal(staging, METADATA | {"digest": digest}, f"built {digest}\n")
-    return closures.publish(staging, digest, inventory)
+    """Seals, describes and publishes what is in staging; gives its bytes by inode."""
+    inventory = closures.seal(staging)
+    closures.describe(staging, inventory, METADATA | {"digest": digest}, f"built {digest}\n")
+    _, inodes = closures.publish(staging, digest, inventory)
+    return inodes
 
 
 def listing(closure: Path) -> list[list[object]]:
@@ -73,7 +75,7 @@ def listing(closure: Path) -> list[list[object]]:
             path = os.fsdecode(os.path.relpath(raw, top))
             status = os.lstat(raw)
             mode = oct(stat.S_IMODE(status.st_mode))
-            if parent == top and name in (b"manifest", b"metadata.json", b"build.log"):
+            if raw == os.path.join(top, b"manifest"):
                 continue
             if stat.S_ISLNK(status.st_mode):
                 found.append(["l", path, os.fsdecode(os.readlink(raw))])
@@ -87,9 +89,11 @@ def listing(closure: Path) -> list[list[object]]:
 
 
 def manifest(closure: Path) -> list[list[object]]:
-    """The manifest that lies in a closure."""
-    lines = (closure / "manifest").read_text("ascii").splitlines()
-    return sorted((json.loads(line) for line in lines), key=lambda line: str(line[1]))
+    """The lines of the manifest that lies in a closure, without the one that proves the others."""
+    *lines, last = (closure / "manifest").read_bytes().splitlines(keepends=True)
+    assert json.loads(last) == ["sha256", hashlib.sha256(b"".join(lines)).hexdigest()]
+    assert all(line.isascii() and line.endswith(b"\n") for line in (*lines, last))
+    return [json.loads(line) for line in lines]
 
 
 def assert_whole(closure: Path) -> None:
@@ -97,3 +101,6 @@ def assert_whole(closure: Path) -> None:
     assert {path.name for path in closure.iterdir()} == {".venv", "manifest", "metadata.json", "build.log"}
     assert json.loads((closure / "metadata.json").read_bytes())["schema"] == 1
     assert manifest(closure) == listing(closure)
+    assert stat.S_IMODE(closure.stat().st_mode) == 0o755
+    for name in ("manifest", "metadata.json", "build.log"):
+        assert stat.S_IMODE((closure / name).stat().st_mode) == 0o444

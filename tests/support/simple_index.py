@@ -26,8 +26,12 @@ LONGEST_HOLD = 120
 class SimpleIndex:
     """Serves `folder` while it is entered; what is added to the folder shows at once."""
 
-    def __init__(self, folder: Path, *, user: str | None = None, password: str = "") -> None:
+    def __init__(
+        self, folder: Path, *, user: str | None = None, password: str = "", hashes: bool = True
+    ) -> None:
+        """`hashes`: whether links say the SHA-256 of what they lead to; some indexes do not."""
         self.folder = folder
+        self.hashes = hashes
         self.fail_with: int | None = None
         token = base64.b64encode(f"{user}:{password}".encode()).decode()
         self._authorization = None if user is None else f"Basic {token}"
@@ -91,7 +95,9 @@ class SimpleIndex:
         if kind == "files":
             bodies = [file.read_bytes() for file in files if file.name == name]
         elif kind == "simple" and name:
-            bodies = _page([_link(file) for file in files if _project(file.name) == project])
+            bodies = _page(
+                [_link(file, hashes=self.hashes) for file in files if _project(file.name) == project]
+            )
         elif kind == "simple":
             projects = {_project(file.name) for file in files}
             bodies = _page([f'<a href="{each}/">{each}</a>' for each in projects])
@@ -165,8 +171,8 @@ def _page(links: list[str]) -> list[bytes]:
     return ["\n".join(lines).encode()] if links else []
 
 
-def _link(file: Path) -> str:
-    details = f"#sha256={hashlib.sha256(file.read_bytes()).hexdigest()}"
+def _link(file: Path, *, hashes: bool) -> str:
+    details = f"#sha256={hashlib.sha256(file.read_bytes()).hexdigest()}" if hashes else ""
     # A damaged file says nothing of Python, and is served all the same.
     with contextlib.suppress(Exception):
         if python := email.message_from_bytes(_metadata(file))["Requires-Python"]:

@@ -1,16 +1,18 @@
 """A closure's identity: what decides what gets installed, and the digest over it.
 
 Covered: each distribution that applies here with the hash of the wheel that uv takes, the exact
-interpreter, platform and libc. Not covered: the project's name, order, bounds, and packages that
-are locked for other platforms.
+interpreter, platform and libc, and the keys of [tool.uv] that change how something is built or which
+kind of file is taken. Extras and groups count by the distributions that they select. Not covered: the
+project's name, order, bounds, and packages that are locked for other platforms. Pure: no file is read
+and no process is run here.
 """
 
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from packaging.markers import InvalidMarker, Marker
@@ -26,6 +28,21 @@ DIGEST_CHARACTERS = 40
 """Length of a digest's name: 160 bits, short enough for shebang lines and prompts."""
 
 
+_OPTIONS = frozenset(
+    {
+        "config-settings",
+        "config-settings-package",
+        "extra-build-dependencies",
+        "extra-build-variables",
+        "no-binary",
+        "no-binary-package",
+        "no-build-isolation",
+        "no-build-isolation-package",
+    }
+)
+"""Keys of [tool.uv] by which equal distributions could be installed with other content."""
+
+
 @dataclass(frozen=True, slots=True)
 class Distribution:
     """One distribution of a closure and the wheel it comes from."""
@@ -34,7 +51,12 @@ class Distribution:
     version: str
     wheel: str
     hash: str
-    """'sha256:…', or the wheel's URL where the index gave no hash."""
+    """'sha256:…'; the wheel's URL only until a wheel without a hash has been hashed."""
+
+    @property
+    def hashed(self) -> bool:
+        """Whether the hash tells the content: one that names a place, or that can be forged, does not."""
+        return self.hash.startswith(("sha256:", "sha384:", "sha512:"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +65,14 @@ class Closure:
 
     interpreter: Interpreter
     distributions: tuple[Distribution, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What `install_options` gives for the spec."""
 
     @property
     def inputs(self) -> dict[str, Any]:
         """All that the digest covers, as it is written in metadata.json."""
         python = self.interpreter
-        return {
+        covered: dict[str, Any] = {
             "schema": 1,
             "interpreter": {
                 "path": python.path,
@@ -58,11 +82,10 @@ class Closure:
             },
             "platform": python.platform,
             "libc": python.libc,
-            "distributions": [
-                {"name": one.name, "version": one.version, "wheel": one.wheel, "hash": one.hash}
-                for one in self.distributions
-            ],
+            "distributions": [asdict(one) for one in self.distributions],
         }
+        # Left out where there are none, as nearly everywhere: digests that were given before stay.
+        return {**covered, "options": dict(self.options)} if self.options else covered
 
     @property
     def digest(self) -> str:
@@ -75,14 +98,72 @@ class Closure:
         return next((one.version for one in self.distributions if one.name == name), None)
 
 
-def make_closure(applying: Iterable[tuple[str, str]], lock: Lock, python: Interpreter) -> Closure:
+def closure_from_inputs(inputs: Mapping[str, Any]) -> Closure:
+    """The closure that `inputs` were written for: the inverse of `Closure.inputs`.
+
+    Raises `ValueError` for what is not of that form.
+    """
+    try:
+        if inputs["schema"] != 1:
+            raise ValueError(f"the inputs of a closure are of schema {inputs['schema']}, known is 1")
+        python = {**inputs["interpreter"], "platform": inputs["platform"], "libc": inputs["libc"]}
+        closure = Closure(
+            Interpreter(**python),
+            tuple(Distribution(**one) for one in inputs["distributions"]),
+            dict(inputs.get("options", {})),
+        )
+        # What is missing or of another type would give another digest, and a wrong closure under it.
+        if closure.inputs != dict(inputs):
+            raise ValueError("the inputs of a closure have parts that are not known here")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the inputs of a closure can't be read: {error!r}") from None
+    return closure
+
+
+def install_options(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a spec's `[tool.uv]` that change what its distributions install, with their values.
+
+    Policy refuses all of them today; one that it admits some day makes a closure of its own.
+    """
+    found = {key: _unordered(table[key]) for key in sorted(_OPTIONS & set(table)) if table[key]}
+    if found and table.get("build-constraint-dependencies"):
+        # Allowed already, and without effect as long as nothing is built.
+        found["build-constraint-dependencies"] = _unordered(table["build-constraint-dependencies"])
+    return found
+
+
+def _unordered(value: Any) -> Any:
+    """A list of names or requirements means the same in any order."""
+    plain = isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return sorted(value) if plain else value
+
+
+def make_closure(
+    applying: Iterable[tuple[str, str]],
+    lock: Lock,
+    python: Interpreter,
+    options: Mapping[str, Any] | None = None,
+    hash_wheels: Callable[[list[str]], Mapping[str, str]] | None = None,
+) -> Closure:
     """The closure of the distributions that uv says apply here, as (name, version).
 
-    Raises `SpecError` (policy) for one that has no wheel for this interpreter.
+    `hash_wheels` is asked, once, for the hashes of those URLs whose content the lock does not tell. Raises
+    `SpecError` (policy) for a distribution that has no wheel for this interpreter.
     """
     ranks = wheel_ranks(python)
-    found = [_distribution(name, version, lock, ranks, python) for name, version in sorted(applying)]
-    return Closure(python, tuple(found))
+    found, unhashed = [], {}
+    for name, version in sorted(applying):
+        file, wheel = _wheel(name, version, lock, ranks, python)
+        one = Distribution(name, version, file, str(wheel.get("hash") or wheel["url"]))
+        if not one.hashed:
+            unhashed[name] = str(wheel["url"])
+        found.append(one)
+    if unhashed and hash_wheels is not None:
+        hashes = hash_wheels(sorted(unhashed.values()))
+        found = [
+            replace(one, hash=hashes[unhashed[one.name]]) if one.name in unhashed else one for one in found
+        ]
+    return Closure(python, tuple(found), dict(options or {}))
 
 
 def wheel_ranks(python: Interpreter) -> dict[Tag, int]:
@@ -120,9 +201,10 @@ def _applies(entry: dict[str, Any], python: Interpreter) -> bool:
         return True
 
 
-def _distribution(
+def _wheel(
     name: str, version: str, lock: Lock, ranks: dict[Tag, int], python: Interpreter
-) -> Distribution:
+) -> tuple[str, dict[str, Any]]:
+    """The wheel that uv takes for a distribution: its file name and its entry in the lock."""
     best: tuple[int, Any, str, dict[str, Any]] | None = None
     entries = [one for one in lock.versions(name, version) if _applies(one, python)]
     if len(entries) > 1:
@@ -152,5 +234,4 @@ def _distribution(
             f"{name} {version} has no wheel for {python.abi or python.version} on {python.platform}, and source "
             "distributions are not built here. Require a version that has one.",
         )
-    wheel = best[3]
-    return Distribution(name, version, best[2], str(wheel.get("hash") or wheel["url"]))
+    return best[2], best[3]

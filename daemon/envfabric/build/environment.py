@@ -1,42 +1,132 @@
-"""Builds one closure: uv makes and fills the environment in staging, then it is checked and sealed."""
+"""Builds one closure: uv makes and fills the environment in staging, then it is checked and sealed.
+
+Nothing is started in an environment once packages are in it. What uv's cache held damaged is fetched anew
+and the build made once more. Writes into its staging folder, and by way of the store into store/.
+"""
 
 import contextlib
+import re
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from packaging.utils import canonicalize_name, canonicalize_version
+from packaging.utils import canonicalize_name
 
-from envfabric.build.closure import Closure
-from envfabric.build.interpreters import inspect
+from envfabric.build.cache import CacheInUse, forget
+from envfabric.build.closure import Closure, closure_from_inputs
+from envfabric.build.hashing import with_hashes
+from envfabric.build.records import Mismatch, mismatches
 from envfabric.build.resolve import Resolution, sync_arguments
+from envfabric.build.unpacking import Unpacking
 from envfabric.build.uv import Uv, failure
+from envfabric.build.validate import (
+    check_base,
+    check_depth,
+    check_interpreter,
+    check_set,
+    check_skeleton,
+    take_skeleton,
+)
 from envfabric.core.errors import Reason, SpecError
 from envfabric.specs.spec import Spec
+from envfabric.specs.table import read_table
+from envfabric.specs.toml import parse_toml
 from envfabric.store.closures import Closures, Staging
 from envfabric.store.files import Files
+from envfabric.store.manifest import Inventory
 from envfabric.store.root import now
+from envfabric.telemetry import logs
+
+_ROUNDS = 3
+"""Times that a build is begun before the cache is given up as one that goes on being damaged."""
+_TOLD = 20
+"""Wrong lines of RECORDs that metadata.json tells."""
+_MISMATCH = re.compile(r"Hash mismatch for `([^`=\s]+)==")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that a build needs: what a spec's resolution, or a retained generation's own files, come to."""
+
+    spec: str
+    """The spec's id, for messages."""
+    pyproject: bytes
+    lock: bytes
+    extras: tuple[str, ...]
+    groups: tuple[str, ...]
+    closure: Closure
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
     """A closure that is in the store now."""
 
-    digest: str
+    name: str
+    """Its name in the store: its digest, or <digest>-2 where the first of that digest was found damaged."""
     inodes: dict[int, int]
     """Bytes on disk by inode, for the store's accounting."""
+    linked: int
+    """Files of packages that share their inode with uv's cache."""
     link_fallbacks: int
+    """Files of packages that were copied instead."""
     phases: dict[str, float]
     """Seconds by phase: sync, seal, validate, total."""
 
 
-@contextlib.contextmanager
-def _phase(name: str, phases: dict[str, float], tell: Callable[[str], None]) -> Iterator[None]:
-    tell(name)
-    began = time.monotonic()
-    yield
-    phases[name] = time.monotonic() - began
+def recipe_of(spec: Spec, resolution: Resolution) -> Recipe:
+    """What building a spec's resolution needs."""
+    extras, groups = tuple(spec.table.extras), tuple(spec.table.groups)
+    return Recipe(spec.id, spec.pyproject, resolution.lock, extras, groups, resolution.closure)
+
+
+def recipe_from(spec_id: str, pyproject: bytes, lock: bytes, inputs: Mapping[str, Any]) -> Recipe:
+    """What building a retained generation again needs: its own files, and the inputs of its closure.
+
+    It was allowed when it was made; policy is not asked again. Raises `SpecError` (store) where they can't be
+    read.
+    """
+    try:
+        tool = parse_toml(pyproject, f"{spec_id}/pyproject.toml").get("tool", {})
+        table = read_table(tool.get("envfabric", {}))
+        closure = closure_from_inputs(inputs)
+    except (SpecError, ValueError, AttributeError) as error:
+        raise SpecError(
+            Reason.STORE,
+            f"the retained generation of {spec_id} can't be built again: {error}. Commit a change of the spec; "
+            "that makes a new one.",
+        ) from None
+    return Recipe(spec_id, pyproject, lock, tuple(table.extras), tuple(table.groups), closure)
+
+
+class _Damaged(Exception):
+    """What the cache holds of these distributions is not what it was."""
+
+    def __init__(self, names: Iterable[str], output: str = "") -> None:
+        self.names = frozenset(names)
+        super().__init__(", ".join(sorted(self.names)))
+        self.output = output
+
+
+@dataclass(slots=True)
+class _Job:
+    """One build under way, over all its rounds."""
+
+    recipe: Recipe
+    tell: Callable[[str], None]
+    log: str = ""
+    phases: dict[str, float] = field(default_factory=dict)
+    fresh: set[str] = field(default_factory=set)
+    """Distributions that were removed from the cache for this build: what is installed of them is new."""
+    ours: list[str] = field(default_factory=list)
+    """Distributions that the index gives no hash for."""
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self.tell(name)
+        began = time.monotonic()
+        yield
+        self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - began
 
 
 class Builder:
@@ -47,80 +137,145 @@ class Builder:
         self._files = files
         self._uv = uv
         self._uv_version = uv.version()
+        self._unpacking = Unpacking()
+        self._lies: set[tuple[str, str, str]] = set()
 
-    def build(self, spec: Spec, resolution: Resolution, tell: Callable[[str], None]) -> Built:
-        """Builds the closure of a spec's resolution into the store.
+    def build(self, recipe: Recipe, tell: Callable[[str], None]) -> Built:
+        """Builds a closure into the store.
 
         `tell` hears the name of each phase as it begins. Raises `SpecError` and `OSError`; the store is as
         it was then.
         """
-        closure = resolution.closure
-        phases: dict[str, float] = {}
+        job = _Job(recipe, tell)
         began = time.monotonic()
-        with self._closures.staging() as staging:
-            with _phase("sync", phases, tell):
-                log = self._sync(spec, resolution, staging)
-            with _phase("validate", phases, tell):
-                self._validate(closure, staging)
-            with _phase("seal", phases, tell):
-                inventory = self._closures.seal(staging, self._metadata(closure), log)
-                inodes = self._closures.publish(staging, closure.digest, inventory)
-        phases["total"] = time.monotonic() - began
-        return Built(closure.digest, inodes, inventory.copied, phases)
+        with job.phase("validate"):
+            check_interpreter(recipe.closure)
+        for number in range(1, _ROUNDS + 1):
+            try:
+                name, inodes, inventory = self._round(job)
+                break
+            except _Damaged as damaged:
+                if number == _ROUNDS:
+                    raise SpecError(
+                        Reason.STORE,
+                        f"uv's cache holds damaged content of {damaged}, and again after it was fetched anew. Find "
+                        "what writes into environments on the NAS; the build is tried again by itself.",
+                        damaged.output,
+                    ) from None
+                self._renew(job, damaged.names)
+        job.phases["total"] = time.monotonic() - began
+        return Built(name, inodes, inventory.linked, inventory.copied, job.phases)
 
     def stop(self) -> None:
         """Ends the processes of running builds, and lets none start any more."""
         self._uv.stop()
+        self._unpacking.stop()
 
-    def _sync(self, spec: Spec, resolution: Resolution, staging: Staging) -> str:
-        self._files.write_new(staging.project / "pyproject.toml", spec.pyproject)
-        self._files.write_new(staging.project / "uv.lock", resolution.lock)
-        python = resolution.closure.interpreter
+    def _round(self, job: _Job) -> tuple[str, dict[int, int], Inventory]:
+        closure = job.recipe.closure
+        with self._closures.staging() as staging:
+            with job.phase("sync"):
+                self._install(job, staging)
+            with job.phase("validate"):
+                check_set(closure, staging.venv)
+                check_depth(staging.venv)
+            with job.phase("seal"):
+                inventory = self._closures.seal(staging)
+                wrong = self._check_records(job, staging, inventory)
+                self._closures.describe(staging, inventory, self._metadata(closure, wrong), job.log)
+                name, inodes = self._closures.publish(staging, closure.digest, inventory)
+        return name, inodes, inventory
+
+    def _install(self, job: _Job, staging: Staging) -> None:
+        recipe, closure = job.recipe, job.recipe.closure
+        # What the index gave no hash for is held to ours; the generation's own lock stays as uv wrote it.
+        lock, job.ours = with_hashes(recipe.lock, closure, f"{recipe.spec}/uv.lock")
+        self._files.write_new(staging.project / "pyproject.toml", recipe.pyproject)
+        self._files.write_new(staging.project / "uv.lock", lock)
         # Without a prompt of its own the staging folder's name would get into the environment.
-        prompt = f"envfabric-{resolution.closure.digest[:8]}"
-        venv = ["venv", "--relocatable", "--no-project", "--prompt", prompt, "--python", python.path]
-        log = ""
-        for doing, arguments in (
-            ("making the environment", [*venv, str(staging.venv)]),
-            (f"installing {spec.id}", sync_arguments(spec.table.extras, spec.table.groups, python)),
-        ):
-            finished = self._uv.run(
-                arguments,
-                cwd=staging.project,
-                hold=staging.descriptor,
-                extra={"UV_PROJECT_ENVIRONMENT": str(staging.venv)},
-            )
-            log += f"$ uv {' '.join(arguments[:3])} …\n{finished.stderr}"
-            if finished.code != 0:
-                raise failure(doing, finished, Reason.BUILD_FAILED)
-        return log.replace(str(staging.folder), "")
+        prompt = f"envfabric-{closure.digest[:8]}"
+        venv = [
+            "venv",
+            "--relocatable",
+            "--no-project",
+            "--prompt",
+            prompt,
+            "--python",
+            closure.interpreter.path,
+        ]
+        self._run(job, staging, "making the environment", [*venv, str(staging.venv)])
+        check_base(closure, staging.venv)
+        skeleton = take_skeleton(staging.venv)
+        with self._unpacking.of(one.hash for one in closure.distributions) as shared:
+            if not shared:
+                job.log += "# other builds took too long to unpack the same wheels: these may not be shared\n"
+            sync = sync_arguments(recipe.extras, recipe.groups, closure.interpreter)
+            self._run(job, staging, f"installing {recipe.spec}", sync)
+        check_skeleton(staging.closure, skeleton)
 
-    def _validate(self, closure: Closure, staging: Staging) -> None:
-        """What was installed is what was planned, and the interpreter starts; no package code is run."""
-        installed = set()
-        for info in staging.venv.glob("lib/python*/site-packages/*.dist-info"):
-            name, _, version = info.name.removesuffix(".dist-info").rpartition("-")
-            installed.add((canonicalize_name(name), canonicalize_version(version)))
-        planned = {(one.name, canonicalize_version(one.version)) for one in closure.distributions}
-        if installed != planned:
-            odd = sorted({name for name, _ in installed ^ planned})
+    def _run(self, job: _Job, staging: Staging, doing: str, arguments: list[str]) -> None:
+        finished = self._uv.run(
+            arguments,
+            cwd=staging.project,
+            hold=staging.descriptor,
+            extra={"UV_PROJECT_ENVIRONMENT": str(staging.venv)},
+        )
+        said = f"$ uv {' '.join(arguments[:3])} …\n{finished.stderr}"
+        job.log += said.replace(str(staging.folder), "")
+        if finished.code == 0:
+            return
+        # Of a file that changed on its index uv goes on giving what the cache has: once, it is fetched anew.
+        stale = {canonicalize_name(name) for name in _MISMATCH.findall(finished.stderr)}
+        if stale - job.fresh:
+            raise _Damaged(stale - job.fresh, finished.stderr)
+        if changed := sorted(stale & set(job.ours)):
             raise SpecError(
-                Reason.VALIDATION,
-                f"the environment differs from its lock in {', '.join(odd)}; run `envfabric retry`, and report "
-                "it if it stays.",
+                Reason.FETCH,
+                f"{doing}: the index gives no hash for {', '.join(changed)}, and gives another file now than when "
+                "it was resolved. It is resolved anew within the hour, or with the spec's next change.",
+                finished.stderr,
             )
-        # Without site: -I alone would still run the .pth files of packages.
-        found = inspect(str(staging.venv / "bin" / "python"))
-        wanted = closure.interpreter
-        if found is None or (found.version, found.abi) != (wanted.version, wanted.abi):
-            raise SpecError(
-                Reason.VALIDATION,
-                f"{wanted.path} does not start in the environment, or is no longer {wanted.version}; restart the "
-                "daemon after an upgrade of Python.",
-            )
+        raise failure(doing, finished, Reason.BUILD_FAILED)
 
-    def _metadata(self, closure: Closure) -> dict[str, Any]:
-        return {
+    def _check_records(self, job: _Job, staging: Staging, inventory: Inventory) -> list[Mismatch]:
+        """The lines of RECORDs that are wrong although the files are those of the wheel.
+
+        Raises `_Damaged` for files that may be those of a damaged cache.
+        """
+        wheels = {one.name: one.hash for one in job.recipe.closure.distributions}
+        wrong = mismatches(staging.closure, inventory.entries)
+        keys = {one: (wheels.get(one.distribution, ""), one.path, one.found) for one in wrong}
+        # Fetched anew and wrong again: later builds of the same wheel need not fetch it to find the same.
+        self._lies |= {key for one, key in keys.items() if one.distribution in job.fresh}
+        damaged = {one.distribution for one, key in keys.items() if key not in self._lies}
+        if damaged:
+            raise _Damaged(damaged)
+        if wrong:
+            names = ", ".join(sorted({one.distribution for one in wrong}))
+            job.log += f"# the RECORD of {names} does not fit the wheel's own files ({len(wrong)})\n"
+            logs.get().warning(
+                "a wheel's RECORD does not fit its files",
+                spec=job.recipe.spec,
+                distributions=names,
+                files=len(wrong),
+            )
+        return wrong
+
+    def _renew(self, job: _Job, names: frozenset[str]) -> None:
+        told = ", ".join(sorted(names))
+        job.log += f"# the cache held other content of {told} than it should: fetched anew\n"
+        logs.get().warning(
+            "the cache held other content than it should", spec=job.recipe.spec, distributions=told
+        )
+        self._unpacking.forget(one.hash for one in job.recipe.closure.distributions if one.name in names)
+        try:
+            forget(self._uv, self._uv.root, names)
+        except CacheInUse as error:
+            raise SpecError(Reason.STORE, f"{error} The build is tried again by itself.") from None
+        job.fresh |= names
+
+    def _metadata(self, closure: Closure, wrong: list[Mismatch]) -> dict[str, Any]:
+        metadata = {
             "schema": 1,
             "digest": closure.digest,
             "inputs": closure.inputs,
@@ -130,3 +285,4 @@ class Builder:
             "python_shared": closure.interpreter.shared,
             "ray_version": closure.version_of("ray"),
         }
+        return {**metadata, "records_wrong": [one.told() for one in wrong[:_TOLD]]} if wrong else metadata

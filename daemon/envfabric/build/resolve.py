@@ -1,20 +1,23 @@
 """From a spec to its closure: the committed lock checked, or a lock made by uv and shared.
 
 Specs that ask for the same are resolved once. What was found is kept under state/resolutions/ by
-the digest of all that decided it, with the lock in a form that any project name can take.
+the digest of all that decided it, with the lock in a form that any project name can take. A wheel that
+its index gives no hash for is hashed before it gets into a closure.
 """
 
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
-from envfabric.build.closure import Closure, Distribution, make_closure
+from envfabric.build.closure import Closure, closure_from_inputs, install_options, make_closure
+from envfabric.build.hashing import hash_wheels
 from envfabric.build.interpreters import Interpreter
 from envfabric.build.lockfile import Lock, neutral, own_entry, read_lock, with_project
 from envfabric.build.uv import Uv, failure
@@ -23,6 +26,9 @@ from envfabric.specs.spec import Spec
 from envfabric.store.closures import Staging
 from envfabric.store.files import Files
 from envfabric.store.root import Root
+
+_HASHED_AGE = 3600.0
+"""Seconds for which a closure is kept some of whose hashes are ours: its index may change the files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +80,17 @@ class Resolver:
         """The outcome kept for `key`, with the lock that `spec` gets of it; None where there is none."""
         try:
             kept = json.loads(self._record(key).read_bytes())
-            closure = Closure(
-                Interpreter(**kept["interpreter"]),
-                tuple(Distribution(**one) for one in kept["distributions"]),
-            )
-            text, at = str(kept["lock"]), float(kept["at"])
-        except (OSError, ValueError, KeyError, TypeError):
+            closure = closure_from_inputs(kept["inputs"])
+            text, age = str(kept["lock"]), time.time() - float(kept["at"])
+            locked = {canonicalize_name(one) for one in kept["names"]}
+            hashed_here = bool(kept["hashed_here"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        if hashed_here and age > min(self._max_age, _HASHED_AGE):
             return None
         if spec.lock is not None:
             return Resolution(closure, spec.lock, "committed")
-        locked = {canonicalize_name(one) for one in kept["names"]}
-        if time.time() - at > self._max_age or spec.name in locked:
+        if age > self._max_age or spec.name in locked:
             return None
         return Resolution(closure, with_project(text, spec.name, spec.version).encode(), "resolved")
 
@@ -106,11 +112,18 @@ class Resolver:
                     f"{spec.id}/pyproject.toml: the project is named {spec.name!r} like a package that it needs by way "
                     "of its requirements; rename the project.",
                 )
-            closure = make_closure(self._applying(spec, staging, python), lock, python)
+            urls: list[str] = []
+            closure = make_closure(
+                self._applying(spec, staging, python),
+                lock,
+                python,
+                install_options(json.loads(spec.ask)["uv"]),
+                partial(self._hash, spec, staging, python, lock, urls),
+            )
         resolution = Resolution(
             closure, lock.text.encode(), "committed" if spec.lock is not None else "resolved"
         )
-        self._keep(self.key(spec, python, base), resolution, lock)
+        self._keep(self.key(spec, python, base), resolution, lock, hashed_here=bool(urls))
         return resolution
 
     def _lay_out(self, project: Path, spec: Spec) -> None:
@@ -169,14 +182,24 @@ class Resolver:
         changes = json.loads(finished.stdout)["sync"]["changes"]
         return [(one["name"], one["version"]) for one in changes if one["action"] == "installed"]
 
+    def _hash(
+        self, spec: Spec, staging: Staging, python: Interpreter, lock: Lock, told: list[str], urls: list[str]
+    ) -> dict[str, str]:
+        told += urls
+        chosen = chosen_arguments(spec.table.extras, spec.table.groups, python)
+        folder = staging.folder / "hashing"
+        return hash_wheels(
+            self._uv, self._files, folder, staging.descriptor, spec.pyproject, lock.text, urls, chosen
+        )
+
     def _record(self, key: str) -> Path:
         return self._root.state / "resolutions" / f"{key}.json"
 
-    def _keep(self, key: str, resolution: Resolution, lock: Lock) -> None:
+    def _keep(self, key: str, resolution: Resolution, lock: Lock, *, hashed_here: bool) -> None:
         content = {
             "at": time.time(),
-            "interpreter": asdict(resolution.closure.interpreter),
-            "distributions": [asdict(one) for one in resolution.closure.distributions],
+            "inputs": resolution.closure.inputs,
+            "hashed_here": hashed_here,
             "names": sorted(lock.names()),
             "lock": "" if resolution.origin == "committed" else lock.text,
         }
@@ -185,8 +208,13 @@ class Resolver:
         self._files.write_atomic(self._record(key), json.dumps(content).encode())
 
 
-def sync_arguments(extras: list[str], groups: list[str], python: Interpreter) -> list[str]:
+def sync_arguments(extras: Iterable[str], groups: Iterable[str], python: Interpreter) -> list[str]:
     """uv's arguments for what a spec installs: no group unasked, never the project itself."""
-    chosen = [f"--extra={name}" for name in extras] + [f"--group={name}" for name in groups]
     fixed = ["sync", "--frozen", "--no-default-groups", "--no-install-project"]
-    return [*fixed, *chosen, "--python", python.path]
+    return [*fixed, *chosen_arguments(extras, groups, python)]
+
+
+def chosen_arguments(extras: Iterable[str], groups: Iterable[str], python: Interpreter) -> list[str]:
+    """uv's arguments for a choice of extras and groups, and the interpreter."""
+    chosen = [f"--extra={name}" for name in extras] + [f"--group={name}" for name in groups]
+    return [*chosen, "--python", python.path]

@@ -74,7 +74,7 @@ class Uv:
         """`timeout` is the limit of one uv process in seconds; `index` the fleet's default index."""
         self.binary = uv.find_uv_bin()
         self.index = index
-        self._root = root
+        self.root = root
         self._timeout = timeout
         self._running: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
@@ -100,13 +100,13 @@ class Uv:
         return passed | {
             "LC_ALL": "C.UTF-8",
             "NO_COLOR": "1",
-            "UV_CACHE_DIR": str(self._root.uv_cache),
+            "UV_CACHE_DIR": str(self.root.uv_cache),
             "UV_LINK_MODE": "hardlink",
             "UV_NO_BUILD": "1",
             "UV_NO_ENV_FILE": "1",
             "UV_NO_PROGRESS": "1",
             "UV_PYTHON_DOWNLOADS": "never",
-            "UV_PYTHON_INSTALL_DIR": str(self._root.pythons),
+            "UV_PYTHON_INSTALL_DIR": str(self.root.pythons),
             "UV_SYSTEM_CERTS": "1",
         }
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from envfabric.cli import show
+from envfabric.cli.keeping import add_commands
 from envfabric.cli.progress import Progress
 from envfabric.client import commands, index
 from envfabric.core.errors import ConfigError, FabricError
@@ -15,7 +16,7 @@ from envfabric.service.daemon import Daemon
 from envfabric.service.settings import load_settings
 from envfabric.specs.repository import SourceError
 from envfabric.store.files import Files
-from envfabric.store.root import init_root
+from envfabric.store.prepare import init_root
 from envfabric.telemetry import logs
 
 app = typer.Typer(
@@ -120,6 +121,9 @@ def status(
     """Show what is published, of all specs or of one."""
     published = index.read_index(index.find_root(root, config))
     show.status(published, spec_id, as_json=as_json)
+
+
+add_commands(app)
 
 
 def _consumer_command(name: str, summary: str) -> None:

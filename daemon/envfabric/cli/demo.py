@@ -14,7 +14,8 @@ from envfabric.core.errors import ConfigError
 from envfabric.service.daemon import Daemon
 from envfabric.service.settings import load_settings
 from envfabric.store.files import Files
-from envfabric.store.root import check_path, init_root
+from envfabric.store.prepare import init_root
+from envfabric.store.root import check_path
 from envfabric.telemetry import logs
 
 _IDENTITY = {"user.name": "envfabric demo", "user.email": "demo@localhost"}

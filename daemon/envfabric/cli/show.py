@@ -33,16 +33,27 @@ def status(index: Mapping[str, Any], spec_id: str | None, *, as_json: bool) -> N
         _details(index, str(spec_id), entry)
 
 
-def _console() -> Console:
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
+def console() -> Console:
+    """Where tables go: as wide as they are in a pipe."""
+    found = Console(highlight=False, soft_wrap=True)
+    if not found.is_terminal:
         # In a pipe every row is one whole line.
-        console = Console(highlight=False, soft_wrap=True, width=10_000)
-    return console
+        found = Console(highlight=False, soft_wrap=True, width=10_000)
+    return found
+
+
+def bytes_text(count: int) -> str:
+    """A number of bytes for people."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
 
 
 def _table(index: Mapping[str, Any]) -> None:
-    console = _console()
+    out = console()
     table = Table("ID", "STATE", "GEN", "PYTHON", "RAY", "ERROR", box=None, pad_edge=False)
     for spec_id, entry in index["environments"].items():
         error = entry["error"]
@@ -55,19 +66,19 @@ def _table(index: Mapping[str, Any]) -> None:
             entry["ray_version"] or "-",
             escape(f"{error['reason']}: {error['message']}") if error else "",
         )
-    with console.capture() as drawn:
-        console.print(table)
+    with out.capture() as drawn:
+        out.print(table)
     for line in drawn.get().splitlines():
         # The last column's padding would make every line as long as the longest error.
         typer.echo(line.rstrip())
     for problem in index["problems"]:
-        console.print(f"[red]problem[/] {escape(problem['path'])}: {escape(problem['message'])}")
+        out.print(f"[red]problem[/] {escape(problem['path'])}: {escape(problem['message'])}")
     whole = "complete" if index["complete"] else "under way"
-    console.print(f"revision {index['revision']}, sequence {index['sequence']}, {whole}")
+    out.print(f"revision {index['revision']}, sequence {index['sequence']}, {whole}")
 
 
 def _details(index: Mapping[str, Any], spec_id: str, entry: Mapping[str, Any]) -> None:
-    console = _console()
+    out = console()
     error = entry["error"] or {}
     rows = {
         "id": spec_id,
@@ -88,4 +99,4 @@ def _details(index: Mapping[str, Any], spec_id: str, entry: Mapping[str, Any]) -
     for name, value in rows.items():
         if value not in (None, ""):
             table.add_row(name, escape(str(value)))
-    console.print(table)
+    out.print(table)

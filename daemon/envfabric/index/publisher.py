@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from envfabric.index.document import Entry, Index, from_json, to_json
 from envfabric.specs.tree import Problem
-from envfabric.store.files import Files
+from envfabric.store.files import Files, Stamp, stamp
 from envfabric.store.generations import Generations
 from envfabric.store.root import Root, now
 from envfabric.store.writer import Writer
@@ -39,7 +39,7 @@ class Publisher:
         self._recent: deque[float] = deque(maxlen=SINGLES)
         self._linked: dict[str, int] = {}
         self._behind = False
-        self._written: tuple[int, int, int] | None = None
+        self._written: Stamp | None = None
         self.published: Index | None = None
 
     def load(self) -> Index | None:
@@ -105,20 +105,21 @@ class Publisher:
             return None
         self._writer.check()
         index = Index(revision, self._next_sequence(), now(), dict(entries), problems, root)
-        self._files.write_atomic(self._root.index, to_json(index, self._root))
-        self._written = self._stat()
+        # By way of staging/: a mount point that lost its NAS has none, and a writer that was cut off at its
+        # rename finds its file gone, because the next one empties staging/.
+        data = to_json(index, self._root)
+        self._written = self._files.write_atomic(self._root.index, data, via=self._root.staging)
         self.published = index
         self._recent.append(time.monotonic())
         self._flip(index)
         self._settled()
         return index
 
-    def _stat(self) -> tuple[int, int, int] | None:
+    def _stat(self) -> Stamp | None:
         try:
-            status = self._root.index.stat()
+            return stamp(self._root.index.stat())
         except FileNotFoundError:
             return None
-        return status.st_ino, status.st_mtime_ns, status.st_size
 
     def _next_sequence(self) -> int:
         # A lower sequence than one that somebody has seen would be a step back in time.

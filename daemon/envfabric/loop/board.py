@@ -7,30 +7,24 @@ thread; starts no work and publishes nothing itself.
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from envfabric.build.uv import Stopped
 from envfabric.core.errors import Reason, SpecError, StoreError, from_os_error
-from envfabric.index.document import Entry, Failure
+from envfabric.index.document import Entry, Failure, Index
 from envfabric.loop.plan import Plan, failed, pending
 from envfabric.specs.repository import SourceError
 from envfabric.specs.tree import Problem, SpecRef, Wanted
 from envfabric.store.files import Files
 from envfabric.store.generations import Generation
+from envfabric.store.retention import Serving
+from envfabric.store.retries import Retry, read_retries, write_retries
 from envfabric.store.root import Root, now
 from envfabric.telemetry import logs
 from envfabric.telemetry.metrics import Metrics
 
 RETRY_FIRST, RETRY_MOST = 10.0, 600.0
 """Seconds before the first retry of a failure that can pass, doubled each time, and the most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """When a failed spec is tried again (monotonic seconds), and how often it was."""
-
-    due: float
-    attempts: int
 
 
 class Board:
@@ -48,14 +42,33 @@ class Board:
         self.entries: dict[str, Entry] = {}
         self.problems: tuple[Problem, ...] = ()
         self.retries: dict[str, Retry] = {}
+        self.heal: dict[str, int] = {}
+        """Generations that were served and whose closure is lost or damaged, by spec id."""
+        self._kept: dict[str, Retry] = {}
         self._seen: dict[str, float] = {}
+
+    def load_retries(self) -> None:
+        """Takes over when failed specs are tried again from whoever wrote here before. Raises `OSError`."""
+        self._kept = read_retries(self._root)
+        self.retries = dict(self._kept)
+
+    def keep_retries(self) -> None:
+        """Brings the retries on the NAS up to date. Raises `StoreError` and `OSError`."""
+        if self.retries != self._kept:
+            write_retries(self._root, self._files, self.retries)
+            self._kept = dict(self.retries)
 
     def adopt(self, commit: str, wanted: Wanted, plan: Plan) -> None:
         """Makes `commit` the revision, with the entries that were planned for it."""
         seen = time.monotonic()
+        for spec_id in plan.removed:
+            self.heal.pop(spec_id, None)
         for spec_id in plan.removed + plan.changed:
-            self.retries.pop(spec_id, None)
             self._seen.pop(spec_id, None)
+            # The attempts at the same content are remembered over a restart.
+            retry = self.retries.get(spec_id)
+            if retry and (spec_id not in wanted.specs or retry.tree != wanted.specs[spec_id].tree):
+                del self.retries[spec_id]
         for spec_id in plan.changed + plan.refused:
             if plan.entries[spec_id] != self.entries.get(spec_id):
                 self._seen[spec_id] = seen
@@ -63,6 +76,14 @@ class Board:
             self.retries.pop(spec_id, None)
         self.revision, self.refs, self.entries = commit, wanted.specs, plan.entries
         self.problems = tuple(wanted.problems)
+        self.heal.update(plan.lost)
+        for spec_id in self.retries.keys() - wanted.specs.keys():
+            del self.retries[spec_id]
+
+    def stand(self, published: Index, wanted: Wanted) -> None:
+        """Takes what is published for what is wanted: for an order while no daemon runs."""
+        self.revision = published.revision
+        self.refs = {one: ref for one, ref in wanted.specs.items() if one in self.entries}
 
     def counts(self) -> Counter[str]:
         """How many specs are in which state."""
@@ -73,33 +94,44 @@ class Board:
         ref = self.refs.get(content.id)
         return ref is not None and ref.tree == content.tree and ref.refused is None
 
+    def serving(self) -> dict[str, Serving]:
+        """What each spec serves now; safe in any thread."""
+        return {one: Serving(entry.serving, entry.generation) for one, entry in list(self.entries.items())}
+
     def building(self, spec_id: str) -> None:
         """The spec's closure is being built now."""
         self.entries[spec_id] = replace(self.entries[spec_id], state="building")
 
-    def serve(self, spec_id: str, generation: Generation) -> None:
-        """The spec's content is ready under this generation."""
-        entry = replace(
-            self.entries[spec_id],
-            state="ready",
-            serving=generation.digest,
-            generation=generation.number,
-            built_at=generation.built_at,
-            python_version=generation.python_version,
-            ray_version=generation.ray_version,
-            runtime_env=generation.runtime_env,
-            error=None,
-            suspended=False,
-        )
+    def pin(self, spec_id: str) -> None:
+        """The spec is to serve what a pin says; until it does, it is being made true."""
+        entry = replace(self.entries[spec_id], pinned=True, suspended=False)
+        self.entries[spec_id] = pending(entry, self.refs[spec_id], entry.commit)
+
+    def unpin(self, spec_id: str) -> None:
+        """The spec asks for its committed content again."""
+        entry = replace(self.entries[spec_id], pinned=False)
+        self.entries[spec_id] = pending(entry, self.refs[spec_id], entry.commit)
+
+    def serve(self, spec_id: str, generation: Generation, *, pinned: bool = False) -> None:
+        """The spec's content is ready under this generation, or a pin holds it there."""
+        entry = replace(self.entries[spec_id], state="ready", error=None, suspended=False, pinned=pinned)
         self.retries.pop(spec_id, None)
-        self.entries[spec_id] = entry
-        self._log.info("ready", spec=spec_id, commit=entry.commit, digest=generation.digest)
+        self.entries[spec_id] = entry = _with(entry, generation)
+        self._log.info("ready", spec=spec_id, commit=entry.commit, digest=generation.digest, pinned=pinned)
+        self._changed()
+
+    def healed(self, spec_id: str, generation: Generation) -> None:
+        """What the spec served is whole again under this generation; what else is to be said of it stays."""
+        self.heal.pop(spec_id, None)
+        entry = _with(self.entries[spec_id], generation)
+        self.entries[spec_id] = replace(entry, state="stale") if entry.state == "failed" else entry
+        self._log.info("healed", spec=spec_id, commit=entry.commit, digest=generation.digest)
         self._changed()
 
     def suspend(self, spec_id: str) -> None:
         """The spec asks that nothing is built: it serves what it served."""
         self.retries.pop(spec_id, None)
-        entry = replace(self.entries[spec_id], suspended=True)
+        entry = replace(self.entries[spec_id], suspended=True, pinned=False)
         if entry.serving:
             self.entries[spec_id] = replace(entry, state="ready", error=None)
         else:
@@ -136,7 +168,7 @@ class Board:
 
     def wake_retries(self) -> list[str]:
         """The failed specs whose time has come, made pending."""
-        clock = time.monotonic()
+        clock = time.time()
         due = [
             spec_id
             for spec_id, retry in self.retries.items()
@@ -149,6 +181,11 @@ class Board:
             self.entries[spec_id] = pending(entry, self.refs[spec_id], entry.commit)
         return due
 
+    def next_retry(self) -> float | None:
+        """Seconds until the next failed spec is tried again; None where none is."""
+        clock = time.time()
+        return min((one.due - clock for one in self.retries.values() if one.due > clock), default=None)
+
     def published(self) -> list[float]:
         """Seconds since the commits were first seen whose change has an outcome that is published now."""
         clock = time.monotonic()
@@ -158,7 +195,7 @@ class Board:
     def _set_retry(self, spec_id: str) -> str:
         attempts = self.retries[spec_id].attempts + 1 if spec_id in self.retries else 0
         delay = min(RETRY_FIRST * 2 ** min(attempts, 10), RETRY_MOST)
-        self.retries[spec_id] = Retry(time.monotonic() + delay, attempts)
+        self.retries[spec_id] = Retry(self.entries[spec_id].tree, time.time() + delay, attempts)
         return now(delay)
 
     def _explain(self, spec_id: str, error: BaseException) -> SpecError:
@@ -177,9 +214,22 @@ class Board:
         text = f"{now()} {error.reason.value}\n{error.message}\n\n{error.output}"
         try:
             self._root.require_marker()
-            self._files.make_folder(path.parent)
+            self._files.make_folder(path.parent, self._root.failures)
             self._files.write_atomic(path, text.encode(), durable=False)
         except (OSError, StoreError) as problem:
             self._log.warning("failure log not written", spec=spec_id, error=str(problem))
             return None
         return str(path)
+
+
+def _with(entry: Entry, generation: Generation) -> Entry:
+    """An entry that serves this generation."""
+    return replace(
+        entry,
+        serving=generation.digest,
+        generation=generation.number,
+        built_at=generation.built_at,
+        python_version=generation.python_version,
+        ray_version=generation.ray_version,
+        runtime_env=generation.runtime_env,
+    )

@@ -1,11 +1,12 @@
 """What differs between a revision and what is served: pure comparison, no file and no process."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from envfabric.core.errors import Reason
 from envfabric.index.document import Entry, Failure
 from envfabric.specs.tree import SpecRef, Wanted
+from envfabric.store.pins import Pin
 from envfabric.store.root import now
 
 
@@ -17,8 +18,21 @@ class Plan:
     changed: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
-    lost: list[str] = field(default_factory=list)
-    """Specs whose closure has vanished from the store."""
+    lost: dict[str, int] = field(default_factory=dict)
+    """Specs whose closure is gone or damaged, with the generation that was served."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a start finds on ROOT, beside the index."""
+
+    present: Callable[[str], bool]
+    """Whether a closure is in the store: what is gone has to come back."""
+    damaged: Collection[str] = ()
+    """Closures that were found damaged: what serves them has to be healed."""
+    waiting: Collection[str] = ()
+    """Failed specs that wait for the time of their next try."""
+    pins: Mapping[str, Pin] = field(default_factory=dict)
 
 
 def make_plan(
@@ -26,25 +40,24 @@ def make_plan(
     wanted: Wanted,
     before: Mapping[str, SpecRef],
     entries: Mapping[str, Entry],
-    exists: Callable[[str], bool] | None = None,
+    found: Found | None = None,
 ) -> Plan:
     """Compares a revision with the entries so far.
 
-    `before` is what the last revision wanted; empty at a start, when everything that is not ready is
-    tried again. `exists` tells at a start whether a digest is in the store: what is gone has to come back.
+    `before` is what the last revision wanted. `found` is given at a start, when what is not ready is tried
+    again and what a crash has parted is brought together.
     """
     plan = Plan(removed=sorted(set(entries) - set(wanted.specs)))
     for spec_id, ref in wanted.specs.items():
         old = entries.get(spec_id)
-        last = before.get(spec_id)
-        if old and old.serving and not last and exists and not exists(old.serving):
-            # Nothing may be published that is not there, not even while it is made anew.
-            old = replace(old, state="failed", serving=None, generation=None)
-            plan.lost.append(spec_id)
+        if old and found:
+            old = _look_at_served(spec_id, old, found, plan)
         if ref.refused is not None:
             plan.entries[spec_id] = refused(old, ref, commit)
             plan.refused.append(spec_id)
-        elif old is None or old.tree != ref.tree or _try_again(old, last):
+        elif (
+            old is None or old.tree != ref.tree or _try_again(spec_id, old, before.get(spec_id), found, plan)
+        ):
             plan.entries[spec_id] = pending(old, ref, commit)
             plan.changed.append(spec_id)
         else:
@@ -52,13 +65,28 @@ def make_plan(
     return plan
 
 
+def _look_at_served(spec_id: str, old: Entry, found: Found, plan: Plan) -> Entry:
+    """Has what is served and no good made again."""
+    if old.serving is None or (found.present(old.serving) and old.serving not in found.damaged):
+        return old
+    if old.generation is not None:
+        plan.lost[spec_id] = old.generation
+    if found.present(old.serving):
+        return old
+    # Nothing may be published that is not there, not even while it is made anew.
+    return replace(old, state="failed", serving=None, generation=None)
+
+
 def pending(old: Entry | None, ref: SpecRef, commit: str) -> Entry:
     """The entry of content that is looked into next; what is served stays served."""
     if old is None:
         return Entry(state="pending", tree=ref.tree, commit=commit)
     # `commit` says where this content was first seen: it stays while the content does.
-    first = old.commit if old.tree == ref.tree else commit
-    return replace(old, state="pending", tree=ref.tree, commit=first, error=None)
+    same = old.tree == ref.tree
+    first = old.commit if same else commit
+    # A pin ends with the content that it was set for.
+    pinned = old.pinned and same
+    return replace(old, state="pending", tree=ref.tree, commit=first, error=None, pinned=pinned)
 
 
 def refused(old: Entry | None, ref: SpecRef, commit: str) -> Entry:
@@ -75,5 +103,16 @@ def failed(old: Entry, failure: Failure) -> Entry:
     return replace(old, state="stale" if old.serving else "failed", error=failure)
 
 
-def _try_again(old: Entry, last: SpecRef | None) -> bool:
-    return old.state != "ready" if last is None else last.refused is not None
+def _try_again(spec_id: str, old: Entry, last: SpecRef | None, found: Found | None, plan: Plan) -> bool:
+    """Whether unchanged content is looked into all the same."""
+    if found is None:
+        return last is not None and last.refused is not None
+    if spec_id in plan.lost or _parted(old, found.pins.get(spec_id)):
+        return True
+    return old.state != "ready" and spec_id not in found.waiting
+
+
+def _parted(old: Entry, pin: Pin | None) -> bool:
+    """Whether the index and the pin say different things of a spec."""
+    held = pin.generation if pin is not None and pin.tree == old.tree else None
+    return held != (old.generation if old.pinned else None)

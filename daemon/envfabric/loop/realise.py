@@ -1,25 +1,33 @@
 """One spec's way from content to generation, in steps that run in worker threads.
 
 `recall` needs no uv: it says what is known of the content. `resolve` and `build` ask uv, and only
-`finish` writes a generation, once the closure is there.
+`finish` writes a generation, once the closure is there. What was served and is lost or damaged is built
+again from its generation's own files, before anything else is done for its spec.
 """
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 from packaging.version import Version
 
-from envfabric.build.environment import Builder, Built
+from envfabric.build.environment import Builder, Built, Recipe, recipe_from, recipe_of
 from envfabric.build.interpreters import Interpreter, Interpreters
 from envfabric.build.resolve import Resolution, Resolver
-from envfabric.core.errors import Reason, SpecError
+from envfabric.core.errors import Reason, SpecError, StoreError
 from envfabric.specs.policy import Policy
 from envfabric.specs.spec import Spec, read_spec
 from envfabric.specs.tree import SpecRef
-from envfabric.store.closures import Closures
+from envfabric.store.claims import Claim, Claims
+from envfabric.store.closures import Closures, digest_of
 from envfabric.store.generations import Content, Generation, Generations
+from envfabric.store.pins import Pin, Pins
 from envfabric.store.root import Root, now
+
+Purpose = Literal["wanted", "pinned", "healed"]
+"""Why a closure is needed: for the committed content, for a pin, or to serve again what was served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,8 @@ class Request:
     files: Mapping[str, bytes]
     serving: int | None
     """The generation that is served now; its lock is the base of the next one."""
+    heal: int | None = None
+    """A generation whose closure is lost or damaged and has to be built again first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +65,23 @@ class Located:
     """The closure that the content means is known."""
 
     request: Request
-    spec: Spec
-    resolution: Resolution
+    recipe: Recipe
+    draft: Generation
+    """The generation to write: without its closure's name, and with the number of the one it replaces."""
     built: bool
     """Whether it is in the store."""
+    claim: Claim
+    purpose: Purpose = "wanted"
+
+    @property
+    def id(self) -> str:
+        """The spec's id."""
+        return self.request.ref.id
 
     @property
     def digest(self) -> str:
-        """The closure's name in the store."""
-        return self.resolution.closure.digest
+        """The closure's digest."""
+        return self.recipe.closure.digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +90,8 @@ class Served:
 
     request: Request
     generation: Generation
+    claim: Claim
+    pinned: bool = False
 
 
 Recalled = Suspended | Unresolved | Located | Served
@@ -97,6 +117,8 @@ class Realiser:
         builder: Builder,
         closures: Closures,
         generations: Generations,
+        pins: Pins,
+        claims: Claims,
     ) -> None:
         self._root = root
         self._policy = policy
@@ -106,22 +128,42 @@ class Realiser:
         self._builder = builder
         self._closures = closures
         self._generations = generations
+        self._pins = pins
+        self._claims = claims
 
     def recall(self, request: Request) -> Recalled:
         """What is known of the content, without asking uv. Raises `SpecError`, `StoreError`, `OSError`."""
         self._root.require_marker()
-        spec = read_spec(request.ref.id, request.ref.tree, request.files, self._policy)
+        spec_id, tree = request.ref.id, request.ref.tree
+        # Before its generations are read: the collector drops none of them until this step's outcome is known.
+        with_id = self._claims.claim(spec_id)
+        if request.heal is not None and (lost := self._generations.read(spec_id, request.heal)):
+            healed = self._again(request, lost, "healed")
+            if healed is not None:
+                return healed
+        if pin := self._pins.read(spec_id):
+            held = self._generations.read(spec_id, pin.generation) if pin.tree == tree else None
+            again = self._again(request, held, "pinned") if held else None
+            if again is not None:
+                return again
+            # The content has changed since, or what the pin held is gone.
+            self._pins.remove(spec_id)
+        spec = read_spec(spec_id, tree, request.files, self._policy)
         if spec.table.suspend:
             return Suspended()
         retained = self._generations.retained(spec.id)
-        for generation in retained:
-            if generation.inputs == spec.inputs and self._closures.exists(generation.digest):
-                self._check_ray(spec, generation.ray_version)
-                return Served(request, generation)
-        base = self._base(request, spec, retained)
+        same = [one for one in retained if one.inputs == spec.inputs]
+        # One whose closure is there comes before one that would have to be built again.
+        for generation in sorted(same, key=lambda one: not self._closures.usable(one.digest)):
+            self._check_ray(spec, generation.ray_version)
+            again = self._again(request, generation, "wanted")
+            if again is not None:
+                return again
+        base = self._base(request, same, retained)
         python = self._interpreters.choose(spec.python)
         key = self._resolver.key(spec, python, base)
         known = self._resolver.known(spec, key)
+        del with_id
         if known is None:
             return Unresolved(request, spec, python, base, key)
         return self._locate(request, spec, known)
@@ -135,9 +177,9 @@ class Realiser:
 
     def build(self, located: Located, tell: Callable[[str], None]) -> Built | None:
         """Builds a closure; None where somebody else has by now. Raises `SpecError`, `StoreError`, `OSError`."""
-        if self._closures.exists(located.digest):
+        if self._closures.locate(located.digest) is not None:
             return None
-        return self._builder.build(located.spec, located.resolution, tell)
+        return self._builder.build(located.recipe, tell)
 
     def stop(self) -> None:
         """Ends what runs; nothing can be resolved or built any more."""
@@ -146,29 +188,61 @@ class Realiser:
     def finish(self, located: Located) -> Generation:
         """Writes the spec's generation over a closure that is in the store; one thread a spec at a time."""
         self._root.require_marker()
-        spec, closure = located.spec, located.resolution.closure
-        generation = Generation(
-            spec=spec.id,
-            number=0,
-            digest=closure.digest,
-            inputs=spec.inputs,
-            tree=spec.tree,
-            commit=located.request.commit,
-            built_at=now(),
-            python_version=closure.interpreter.version,
-            ray_version=closure.version_of("ray"),
-            lock_origin=located.resolution.origin,
-            runtime_env=spec.table.runtime_env.model_dump(),
-        )
-        return self._generations.record(generation, Content(spec.pyproject, located.resolution.lock))
+        name = self._closures.locate(located.digest)
+        if name is None:
+            raise StoreError(f"closure {located.digest} has left the store; it is built again by itself.")
+        draft, recipe = located.draft, located.recipe
+        content = Content(recipe.pyproject, recipe.lock)
+        generation = self._generations.record(replace(draft, digest=name, built_at=now()), content)
+        # A pin on what could not be served any more goes over to what was made of the same files.
+        pin = self._pins.read(located.id) if draft.number else None
+        if pin and pin.generation == draft.number != generation.number:
+            self._pins.set(located.id, Pin(generation.number, pin.tree))
+        return generation
 
     def _locate(self, request: Request, spec: Spec, resolution: Resolution) -> Located:
-        self._check_ray(spec, resolution.closure.version_of("ray"))
-        return Located(request, spec, resolution, self._closures.exists(resolution.closure.digest))
+        closure = resolution.closure
+        self._check_ray(spec, closure.version_of("ray"))
+        # Claimed first, looked at then: the collector can't take it away in between.
+        claim = self._claims.claim(spec.id, closure.digest)
+        draft = Generation(
+            spec=spec.id,
+            number=0,
+            digest="",
+            inputs=spec.inputs,
+            tree=spec.tree,
+            commit=request.commit,
+            built_at="",
+            python_version=closure.interpreter.version,
+            ray_version=closure.version_of("ray"),
+            lock_origin=resolution.origin,
+            runtime_env=spec.table.runtime_env.model_dump(),
+            closure=closure.inputs,
+        )
+        built = self._closures.locate(closure.digest) is not None
+        return Located(request, recipe_of(spec, resolution), draft, built, claim)
 
-    def _base(self, request: Request, spec: Spec, retained: list[Generation]) -> bytes | None:
+    def _again(self, request: Request, generation: Generation, purpose: Purpose) -> Served | Located | None:
+        """A retained generation as it is, or built again from its own files where its closure is no good.
+
+        None where that can't be: its files, or the interpreter that it was made for, are gone.
+        """
+        digest = digest_of(generation.digest)
+        claim = self._claims.claim(generation.spec, digest)
+        if self._closures.usable(generation.digest):
+            # What had to be healed is whole: it goes the way of all content.
+            return Served(request, generation, claim, purpose == "pinned") if purpose != "healed" else None
+        content = self._generations.content(generation)
+        if content is None:
+            return None
+        recipe = recipe_from(generation.spec, content.pyproject, content.lock, generation.closure)
+        if recipe.closure.digest != digest or not Path(recipe.closure.interpreter.path).exists():
+            return None
+        built = self._closures.locate(digest) is not None
+        return Located(request, recipe, generation, built, claim, purpose)
+
+    def _base(self, request: Request, same: list[Generation], retained: list[Generation]) -> bytes | None:
         """The lock whose versions are kept: of the same content whose closure is gone, else of what is served."""
-        same = [one for one in retained if one.inputs == spec.inputs]
         served = [one for one in retained if one.number == request.serving]
         base = next(iter(same + served), None)
         return self._generations.lock(base) if base is not None and base.lock_origin == "resolved" else None

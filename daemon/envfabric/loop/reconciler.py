@@ -14,16 +14,20 @@ from envfabric.core.errors import StoreError
 from envfabric.index.document import Index
 from envfabric.index.publisher import Publisher
 from envfabric.loop.board import Board
-from envfabric.loop.plan import make_plan
-from envfabric.loop.realise import Realiser
+from envfabric.loop.collecting import Collecting
+from envfabric.loop.orders import Orders
+from envfabric.loop.plan import Found, make_plan
+from envfabric.loop.repair import Repair
 from envfabric.loop.work import Work
 from envfabric.specs.repository import Repository, SourceError
 from envfabric.specs.tree import find_specs
 from envfabric.store.closures import Closures
-from envfabric.store.files import Files
-from envfabric.store.root import Root
+from envfabric.store.history import History
+from envfabric.store.left import Left
+from envfabric.store.pins import Pins
+from envfabric.store.requests import Answer, Request
 from envfabric.store.usage import Usage
-from envfabric.store.writer import LostWriter
+from envfabric.store.writer import LostWriter, Writer
 from envfabric.telemetry import logs
 from envfabric.telemetry.metrics import STATES, Metrics
 
@@ -37,34 +41,47 @@ class Reconciler:
     def __init__(
         self,
         repository: Repository,
-        root: Root,
-        files: Files,
+        writer: Writer,
         closures: Closures,
         usage: Usage,
-        realiser: Realiser,
+        pins: Pins,
+        left: Left,
+        board: Board,
+        work: Work,
         publisher: Publisher,
+        orders: Orders,
+        collecting: Collecting,
+        repair: Repair,
+        history: History,
         metrics: Metrics,
+        inbox: queue.SimpleQueue[Callable[[], None]],
         *,
-        builders: int,
         interval: float,
         once: bool,
     ) -> None:
-        """`interval` is the time in seconds between two looks; with `once`, `run` ends when all is true."""
+        """`inbox` brings calls for the loop's thread; `left` knows the closures that were out of use;
+        `interval` is the time in seconds between two looks; with `once`, `run` ends when all is true."""
         self._repository = repository
+        self._writer = writer
         self._closures = closures
         self._usage = usage
+        self._pins = pins
+        self._left = left
         self._publisher = publisher
+        self._orders = orders
+        self._collecting = collecting
+        self._repair = repair
+        self._history = history
         self._metrics = metrics
         self._interval = interval
         self._once = once
-        # A SimpleQueue may be put to by a signal handler that interrupts its reader.
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._inbox = inbox
         self._stopping = threading.Event()
         self._log = logs.get()
         self._held: set[str] = set()
         self._next_look = 0.0
-        self.board = Board(root, files, metrics, lambda: publisher.want(outcome=True))
-        self.work = Work(self.board, repository, realiser, usage, metrics, builders, self._inbox.put)
+        self.board = board
+        self.work = work
         self.heartbeat = time.monotonic()
         """When the loop last went round, in monotonic seconds."""
 
@@ -94,18 +111,56 @@ class Reconciler:
                 self.heartbeat = time.monotonic()
                 self._round()
                 on_round()
-                if self._once and self.work.idle and self._publication_wait() is None:
+                if (
+                    self._once
+                    and self.work.idle
+                    and not self._orders.open
+                    and self._publication_wait() is None
+                ):
                     break
                 self._wait()
         finally:
-            self.work.close()
+            self._close()
         return self._publisher.published
+
+    def carry_out(self, request: Request, on_round: Callable[[], None] = lambda: None) -> Answer:
+        """Carries out one order on what is published, without looking for newer commits.
+
+        Raises `LostWriter`, `SourceError`, `StoreError` and `OSError`.
+        """
+        try:
+            self._begin()
+            published = self._publisher.published
+            if published is None or published.revision is None:
+                return Answer(
+                    False, "nothing is published yet; start the daemon, or `envfabric run --once`, first"
+                )
+            wanted = find_specs(self._repository.tree(published.revision))
+            self.board.stand(published, wanted)
+            poll = self._orders.begin(request)
+            while not self._stopping.is_set():
+                self._steps()
+                answer = poll()
+                if answer is not None:
+                    return answer
+                on_round()
+                self._wait()
+            return Answer(False, "interrupted")
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        self._collecting.close()
+        self._repair.close()
+        self.work.close()
+        self._history.flush()
 
     def _begin(self) -> None:
         self._held = self._closures.recover()
         self._usage.load()
         published = self._publisher.load()
         self._publisher.adopt_links()
+        self.board.load_retries()
         if published:
             self.board.entries = dict(published.entries)
             self.board.problems = published.problems
@@ -114,8 +169,14 @@ class Reconciler:
     def _round(self) -> None:
         if time.monotonic() >= self._next_look:
             self._look()
+        self._orders.take()
         for spec_id in self.board.wake_retries():
             self.work.add(spec_id)
+        self._steps()
+        self._orders.settle()
+        self._history.flush()
+
+    def _steps(self) -> None:
         if self.work.start():
             self._publisher.want(outcome=False)
         if self._publication_wait() == 0.0:
@@ -124,10 +185,7 @@ class Reconciler:
     def _wait(self) -> None:
         clock = time.monotonic()
         waits = [ROUND, self._next_look - clock]
-        waits += [retry.due - clock for retry in self.board.retries.values() if retry.due > clock]
-        due = self._publication_wait()
-        if due is not None:
-            waits.append(due)
+        waits += [one for one in (self.board.next_retry(), self._publication_wait()) if one is not None]
         with contextlib.suppress(queue.Empty):
             event = self._inbox.get(timeout=max(0.0, min(waits)))
             while True:
@@ -143,6 +201,8 @@ class Reconciler:
     def _look(self) -> None:
         self._next_look = time.monotonic() + self._interval
         try:
+            # One that lost its lock while it had nothing to publish finds out here, too.
+            self._writer.check()
             if self._held:
                 self._held = self._closures.recover(self._held)
             commit = self._repository.head()
@@ -153,7 +213,11 @@ class Reconciler:
                     self._adopt(commit)
                 self._metrics.reconciles.inc()
             self._publisher.look()
-        except (SourceError, OSError) as error:
+            if not self._once:
+                self._collecting.tick()
+        except LostWriter:
+            raise
+        except (SourceError, StoreError, OSError) as error:
             self._metrics.reconciles.inc()
             self._metrics.reconcile_failures.inc()
             self._log.error("look failed", error=str(error))
@@ -165,11 +229,10 @@ class Reconciler:
     def _adopt(self, commit: str) -> None:
         """Makes `commit` the revision: compares it with what is served and queues the difference."""
         wanted = find_specs(self._repository.tree(commit))
-        first = self.board.revision is None
-        # Thousands of specs share a few closures: each is looked at once.
-        exists = functools.cache(self._closures.exists) if first else None
-        plan = make_plan(commit, wanted, self.board.refs, self.board.entries, exists)
+        plan = make_plan(commit, wanted, self.board.refs, self.board.entries, self._found())
         self.board.adopt(commit, wanted, plan)
+        for spec_id in plan.removed:
+            self._pins.remove(spec_id)
         for spec_id in plan.removed + plan.refused:
             self.work.forget(spec_id)
         for spec_id in plan.changed:
@@ -186,9 +249,24 @@ class Reconciler:
         # With changes under way the outcome is published, and not a moment before it that nobody needs.
         self._publisher.want(outcome=not plan.changed or bool(plan.lost))
 
+    def _found(self) -> Found | None:
+        """What a start finds on ROOT; nothing is looked for later."""
+        if self.board.revision is not None:
+            return None
+        waiting = () if self._once else set(self.board.retries)
+        # Thousands of specs share a few closures: each is looked at once.
+        present = functools.cache(self._closures.present)
+        return Found(present, self._closures.damaged(), waiting, self._pins.all())
+
     def _publish(self) -> None:
         board = self.board
+        before = self._publisher.published
         try:
+            for entry in board.entries.values():
+                if entry.serving and entry.serving in self._left.known():
+                    # Before it is named again: its grace period begins anew when it leaves the next time.
+                    self._left.forget(entry.serving)
+            board.keep_retries()
             index = self._publisher.publish(board.revision, board.entries, board.problems)
         except LostWriter:
             raise
@@ -202,9 +280,23 @@ class Reconciler:
         if index is None:
             return
         self._metrics.index_last_publish.set_to_current_time()
+        self._note(before, index)
         for seconds in board.published():
             self._metrics.commit_to_publish.observe(seconds)
         self._log.info("published", sequence=index.sequence, commit=index.revision, complete=index.complete)
+
+    def _note(self, before: Index | None, index: Index) -> None:
+        """What of a publication goes into the audit trail: who serves another generation than before."""
+        old = before.entries if before else {}
+        for spec_id, entry in index.entries.items():
+            was = old.get(spec_id)
+            if entry is not was and (was is None or was.generation != entry.generation):
+                details = {"generation": entry.generation, "closure": entry.serving, "pinned": entry.pinned}
+                self._history.note(
+                    "serves", spec=spec_id, commit=entry.commit, sequence=index.sequence, **details
+                )
+        for spec_id in old.keys() - index.entries.keys():
+            self._history.note("removed", spec=spec_id, sequence=index.sequence)
 
     def _show(self) -> None:
         totals = self._usage.totals()

@@ -48,6 +48,8 @@ class Waiter(Generic[W]):
     work: W | None
     lock: str = ""
     """The neutral digest of the lock that it would be built from."""
+    heals: bool = False
+    """Whether it is built to serve again what was served."""
 
 
 class Work:
@@ -106,6 +108,10 @@ class Work:
         self._again.pop(spec_id, None)
         self._counted.pop(spec_id, None)
 
+    def has(self, spec_id: str) -> bool:
+        """Whether a spec's content is yet to be looked into, or is looked into now."""
+        return spec_id in self._todo or spec_id in self._again or spec_id in self._recalling
+
     def start(self) -> bool:
         """Starts as many steps as there are free slots; whether a build was among them."""
         while len(self._recalling) < RECALLERS:
@@ -141,7 +147,8 @@ class Work:
         ref = self._board.refs[spec_id]
         entry = self._board.entries[spec_id]
         try:
-            request = Request(ref, entry.commit, self._read(ref), entry.generation)
+            heal = self._board.heal.get(spec_id)
+            request = Request(ref, entry.commit, self._read(ref), entry.generation, heal)
         except (SpecError, SourceError) as error:
             self._board.fail(spec_id, error)
             return
@@ -164,11 +171,14 @@ class Work:
         if not self._board.wants(ref):
             return
         result = future.result()
+        if not (isinstance(result, Located) and result.purpose == "healed"):
+            # What had to be healed is whole by now, or can't be made again from its own files.
+            self._board.heal.pop(ref.id, None)
         if isinstance(result, Suspended):
             self._board.suspend(ref.id)
         elif isinstance(result, Served):
             self._count_request(ref, hit=True)
-            self._serve(ref.id, result.generation)
+            self._serve(ref.id, result.generation, pinned=result.pinned)
         elif isinstance(result, Unresolved):
             asked = self._resolving.knows(result.key)
             self._resolving.add(result.key, Waiter(ref, None if asked else result))
@@ -182,8 +192,9 @@ class Work:
         if located.built:
             self._finishing.add(ref.id, located)
         else:
-            lock = neutral(located.resolution.lock)
-            self._building.add(located.digest, Waiter(ref, None if wanted else located, lock))
+            lock = neutral(located.recipe.lock)
+            waiter = Waiter(ref, None if wanted else located, lock, located.purpose == "healed")
+            self._building.add(located.digest, waiter)
 
     def _count_request(self, ref: SpecRef, *, hit: bool) -> None:
         # Once for each content: those who wait for another's build come by here twice.
@@ -232,15 +243,16 @@ class Work:
             return
         self._metrics.builds.inc()
         for one in waiters:
-            self._board.building(one.ref.id)
-        self._log.info("build", spec=work.spec.id, commit=work.request.commit, digest=digest)
-        tell = partial(self.phases.__setitem__, work.spec.id)
+            if not one.heals:
+                self._board.building(one.ref.id)
+        self._log.info("build", spec=work.id, commit=work.request.commit, digest=digest)
+        tell = partial(self.phases.__setitem__, work.id)
         self._submit(
             partial(self._realiser.build, work, tell), partial(self._built, digest, work), [work.request.ref]
         )
 
     def _built(self, digest: str, work: Located, future: Future[Built | None]) -> None:
-        self.phases.pop(work.spec.id, None)
+        self.phases.pop(work.id, None)
         first, *others = self._building.end(digest)
         error = future.exception()
         if error is None:
@@ -249,7 +261,7 @@ class Work:
             if not self._board.wants(other.ref):
                 continue
             if error is not None and other.lock == first.lock:
-                self._board.fail(other.ref.id, error, digest)
+                self._fail(other, error, digest)
             else:
                 # It is there now; or its own lock may name other places for the same wheels.
                 self._add_again(other.ref.id)
@@ -258,12 +270,24 @@ class Work:
         if error is None:
             self._finishing.add(first.ref.id, work)
         else:
-            self._board.fail(first.ref.id, error, digest)
+            self._fail(first, error, digest)
+
+    def _fail(self, waiter: Waiter[Located], error: BaseException, digest: str) -> None:
+        """A build failed for one who waited for it."""
+        spec_id = waiter.ref.id
+        passing = not isinstance(error, SpecError) or error.reason.passing
+        if waiter.heals and not passing and self._board.entries[spec_id].state == "pending":
+            # What was served can't be made again; the committed content may well be.
+            self._board.heal.pop(spec_id, None)
+            self._add_again(spec_id)
+        else:
+            self._board.fail(spec_id, error, digest)
 
     def _count(self, work: Located, built: Built | None) -> None:
-        log = self._log.bind(spec=work.spec.id, commit=work.request.commit, digest=work.digest)
+        log = self._log.bind(spec=work.id, commit=work.request.commit, digest=work.digest)
         try:
-            self._usage.add(work.digest, built.inodes if built else None)
+            if built:
+                self._usage.add(built.name, built.inodes)
         except OSError as error:
             # The closure is whole; what could not be counted now is counted at the next start.
             log.warning("closure not counted", error=str(error))
@@ -273,8 +297,12 @@ class Work:
             self._metrics.build_duration.labels(phase).observe(seconds)
         if built.link_fallbacks:
             self._metrics.link_fallbacks.inc(built.link_fallbacks)
-            log.warning("files were copied, not linked", files=built.link_fallbacks)
-        log.info("built", seconds=round(built.phases["total"], 3))
+            log.warning(
+                "files were copied, not linked: they take their space once for each environment",
+                copied=built.link_fallbacks,
+                linked=built.linked,
+            )
+        log.info("built", closure=built.name, seconds=round(built.phases["total"], 3))
 
     # Finish: write the generation.
 
@@ -293,13 +321,25 @@ class Work:
         for newer in self._finishing.end(ref.id)[1:]:
             if self._board.wants(newer.request.ref):
                 self._finishing.add(ref.id, newer)
-        if self._board.wants(ref):
-            self._serve(ref.id, future.result())
+        if not self._board.wants(ref):
+            return
+        generation = future.result()
+        if located.purpose == "healed":
+            self._count_closure(generation.digest)
+            self._board.healed(ref.id, generation)
+            if self._board.entries[ref.id].state in {"pending", "building"}:
+                # What it served is there again; now for what it asks for.
+                self._add_again(ref.id)
+        else:
+            self._serve(ref.id, generation, pinned=located.purpose == "pinned")
 
-    def _serve(self, spec_id: str, generation: Generation) -> None:
-        if not self._usage.known(generation.digest):
-            self._usage.add(generation.digest)
-        self._board.serve(spec_id, generation)
+    def _serve(self, spec_id: str, generation: Generation, *, pinned: bool) -> None:
+        self._count_closure(generation.digest)
+        self._board.serve(spec_id, generation, pinned=pinned)
+
+    def _count_closure(self, name: str) -> None:
+        if not self._usage.known(name):
+            self._usage.add(name)
 
     def _first(self, lane: Lane[Waiter[W]], key: str, waiters: list[Waiter[W]]) -> W | None:
         """What the key's first waiter brought; without one that is still wanted the key does not run."""

@@ -1,4 +1,4 @@
-"""Puts the rooms together for one ROOT and one repository, and runs the loop as a process.
+"""Runs the loop as a process: one turn after another as the writer of ROOT, and standing by in between.
 
 The order of a start: settings, repository, ROOT, port, then the writer's lock. Everything before the
 lock is wrong usage (exit code 2); without the lock the daemon stands by and takes over.
@@ -14,27 +14,25 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from envfabric.build.environment import Builder
-from envfabric.build.interpreters import Interpreters
-from envfabric.build.resolve import Resolver
 from envfabric.build.uv import Uv
 from envfabric.core.errors import ConfigError, StoreError
 from envfabric.index.document import Index, from_json
 from envfabric.index.publisher import Publisher
-from envfabric.loop.realise import Ray, Realiser
 from envfabric.loop.reconciler import Reconciler
 from envfabric.loop.watch import RefWatch
+from envfabric.service.assembly import assemble
 from envfabric.service.http import HttpServer, Shown
 from envfabric.service.notify import Notifier
 from envfabric.service.settings import Settings, address
-from envfabric.specs.policy import Policy
 from envfabric.specs.repository import Repository, SourceError
-from envfabric.store.closures import Closures
 from envfabric.store.files import Files
-from envfabric.store.generations import Generations
-from envfabric.store.root import check_source, claim_source, open_root
-from envfabric.store.usage import Usage
+from envfabric.store.leases import Leases
+from envfabric.store.prepare import check_source, claim_source
+from envfabric.store.probe import probe
+from envfabric.store.requests import Answer, Request, who
+from envfabric.store.root import open_root
 from envfabric.store.writer import Busy, Writer
 from envfabric.telemetry import logs
 from envfabric.telemetry.metrics import Metrics
@@ -46,13 +44,13 @@ STANDBY_INTERVAL = 1.0
 class Daemon:
     """The daemon with everything that outlives a turn as the writer."""
 
-    def __init__(self, settings: Settings, *, adopt: bool = False) -> None:
+    def __init__(self, settings: Settings, *, adopt: bool = False, files: Files | None = None) -> None:
         """Opens repository and ROOT. Raises `ConfigError`."""
         # Workers of other users read what is written here.
         os.umask(0o022)
         self._settings = settings
         self._adopt = adopt
-        self._files = Files()
+        self._files = files or Files()
         self._notifier = Notifier()
         self._log = logs.get()
         self._stopping = False
@@ -60,6 +58,7 @@ class Daemon:
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._reconciler: Reconciler | None = None
         self._publisher: Publisher | None = None
+        self._stood_by = False
         self._seen: Index | None = None
         self._seen_at = 0
         self.root = open_root(_required(settings.root, "root", "the NAS folder"))
@@ -68,8 +67,7 @@ class Daemon:
         )
         self._check_source()
         self.metrics = Metrics()
-        self.uv = Uv(self.root, settings.build_timeout, settings.index)
-        self.metrics.describe(importlib.metadata.version("environment-fabric"), self.uv.version())
+        self.metrics.describe(importlib.metadata.version("environment-fabric"), self._uv().version())
 
     @property
     def reconciler(self) -> Reconciler | None:
@@ -84,15 +82,31 @@ class Daemon:
             self._reconciler.stop()
 
     def run(self, on_start: Callable[[str], None], on_round: Callable[[], None] = lambda: None) -> None:
-        """Serves until `stop`. `on_start` hears the HTTP server's URL. Raises `ConfigError`, `LostWriter`."""
+        """Serves until `stop`. `on_start` hears the HTTP server's URL.
+
+        A turn as the writer that ends by a lost lock or a NAS that is away is followed by standing by, and
+        the next turn. Raises `ConfigError`, and what the first try of the lock raises.
+        """
         host, port = address(self._settings.listen)
         shown = Shown(self.root, self.metrics, self._published, self._heartbeat)
         with HttpServer(host, port, shown) as server, self._signals():
             on_start(server.url)
-            # Ready means: the settings hold and the lock was tried. A standby is ready, too.
-            with self._as_writer(wait=True) as writer:
-                if writer is not None:
-                    self._loop(writer, once=False, on_round=on_round)
+            first = True
+            while not self._stopping:
+                try:
+                    # Ready means: the settings hold and the lock was tried. A standby is ready, too.
+                    with self._as_writer(wait=True, first=first) as writer:
+                        if writer is not None:
+                            first = first and not self._stood_by
+                            self._loop(writer, once=False, on_round=on_round)
+                except (ConfigError, SourceError, StoreError, OSError) as error:
+                    # What is wrong at a start is told by the exit code; later the daemon waits for it to pass.
+                    if first:
+                        raise
+                    self._log.error("turn as the writer ended", error=str(error))
+                    self._notifier.tell(f"STATUS=standing by: {error}")
+                    self._pause()
+                first = False
             self._notifier.tell("STOPPING=1")
 
     def run_once(self, on_round: Callable[[], None] = lambda: None) -> Index | None:
@@ -105,55 +119,67 @@ class Daemon:
             index = self._loop(writer, once=True, on_round=on_round) if writer else None
         return None if self._stopping else index
 
+    def carry_out(
+        self,
+        command: str,
+        arguments: dict[str, Any],
+        on_round: Callable[[], None],
+        before: Callable[[], None] = lambda: None,
+    ) -> Answer:
+        """Carries out an order in the place of a daemon; `before` is called once ROOT is held.
+
+        Raises `Busy` where another process holds ROOT, `ConfigError`, `SourceError`, `StoreError`, `OSError`.
+        """
+        with self._signals(), Writer(self.root, self._files).acquire() as writer:
+            before()
+            with self._turn(writer, once=True) as reconciler:
+                return reconciler.carry_out(Request("", command, arguments, who()), on_round)
+
     def _loop(self, writer: Writer, *, once: bool, on_round: Callable[[], None]) -> Index | None:
-        settings, root, files = self._settings, self.root, self._files
-        roots = self.repository.root_commits(self._check_source())
-        claim_source(root, files, roots, self.repository.spec_path, self._adopt)
-        closures = Closures(root, files)
-        generations = Generations(root, files)
-        usage = Usage(root, files)
-        realiser = Realiser(
-            root,
-            Policy(tuple(settings.policy.indexes), settings.ray.required),
-            Ray(settings.ray.version),
-            Interpreters(root, files, self.uv, settings.python, tuple(settings.pythons)),
-            Resolver(root, files, self.uv, closures.staging, settings.resolution_max_age),
-            Builder(closures, files, self.uv),
-            closures,
-            generations,
-        )
-        self._publisher = Publisher(root, files, writer, generations)
-        reconciler = self._reconciler = Reconciler(
-            self.repository,
-            root,
-            files,
-            closures,
-            usage,
-            realiser,
-            self._publisher,
-            self.metrics,
-            builders=settings.builders,
-            interval=settings.interval,
-            once=once,
-        )
-        if self._stopping:
-            reconciler.stop()
-        watch = RefWatch(*self.repository.watched(), reconciler.look_soon)
+        with self._turn(writer, once=once) as reconciler:
+            watch = RefWatch(*self.repository.watched(), reconciler.look_soon)
 
-        def each_round() -> None:
-            watch.ensure()
-            on_round()
+            def each_round() -> None:
+                watch.ensure()
+                on_round()
 
-        try:
-            return reconciler.run(on_round if once else each_round)
-        finally:
-            watch.close()
+            try:
+                return reconciler.run(on_round if once else each_round)
+            finally:
+                watch.close()
 
     @contextlib.contextmanager
-    def _as_writer(self, *, wait: bool) -> Iterator[Writer | None]:
+    def _turn(self, writer: Writer, *, once: bool) -> Iterator[Reconciler]:
+        """One turn as the writer: ROOT is probed and claimed, and the loop put together."""
+        root, files = self.root, self._files
+        found = probe(root, files)
+        for sentence in found.degraded:
+            self._log.warning("ROOT is degraded", what=sentence)
+        roots = self.repository.root_commits(self._check_source())
+        claim_source(root, files, roots, self.repository.spec_path, self._adopt)
+        Leases(root, files).use(self._settings.leases)
+        parts = assemble(
+            self._settings, root, files, self.repository, writer, self._uv(), self.metrics, once=once
+        )
+        self._reconciler, self._publisher = parts
+        if self._stopping:
+            self._reconciler.stop()
+        try:
+            yield self._reconciler
+        finally:
+            # A standby shows what the next writer publishes.
+            self._seen, self._seen_at = self._publisher.published, 0
+            self._reconciler = self._publisher = None
+
+    def _uv(self) -> Uv:
+        # For each turn anew: the last one's was stopped for good.
+        return Uv(self.root, self._settings.build_timeout, self._settings.index)
+
+    @contextlib.contextmanager
+    def _as_writer(self, *, wait: bool, first: bool = True) -> Iterator[Writer | None]:
         """The writer's lock; with `wait` a standby waits for it, and gets None when it is stopped."""
         writer = Writer(self.root, self._files)
-        told = blind = False
+        told = blind = self._stood_by = False
         while True:
             try:
                 writer.acquire()
@@ -165,16 +191,15 @@ class Daemon:
                 if not told:
                     self._log.info("standby", reason=str(error))
                     self._notifier.tell("READY=1", "STATUS=standby")
-                told = True
+                told = self._stood_by = True
             except (StoreError, OSError) as error:
                 # A standby outlives a NAS that goes away; at a start it is an error like any other.
-                if not told:
+                if first and not told:
                     raise
                 if not blind:
                     self._log.warning("standby can't see ROOT", error=str(error))
                 blind = True
-            with contextlib.suppress(queue.Empty):
-                self._wake.get(timeout=STANDBY_INTERVAL)
+            self._pause()
             if self._stopping:
                 yield None
                 return
@@ -186,6 +211,10 @@ class Daemon:
         finally:
             self.metrics.writer.set(0)
             writer.release()
+
+    def _pause(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            self._wake.get(timeout=STANDBY_INTERVAL)
 
     def _check_source(self) -> str:
         """The commit to begin with. Raises `ConfigError` where there is none, or no such folder in it."""

@@ -53,6 +53,27 @@ class PolicySettings(BaseModel):
     """Package indexes, besides the default one, that a spec's [[tool.uv.index]] may name."""
 
 
+class GcSettings(BaseModel):
+    """`[gc]`: what is kept although nothing uses it, and when the collector runs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    grace: Annotated[float, Field(ge=0)] = 14 * 86400.0
+    """Seconds for which a closure stays after its last use: plain readers of index.json hold no lease."""
+    generations: Annotated[int, Field(ge=1)] = 10
+    """The newest generations of a spec that are retained, whatever their age."""
+    generation_age: Annotated[float, Field(ge=0)] = 30 * 86400.0
+    """Seconds for which every generation is retained, and those of a spec that was removed."""
+    trash_age: Annotated[float, Field(ge=0)] = 3600.0
+    """Seconds between a closure's way into trash/ and its deletion."""
+    interval: Annotated[float, Field(ge=0)] = 3600.0
+    """Seconds between two collections; 0 for none by itself."""
+    min_free: Annotated[float, Field(ge=0, lt=100)] = 5.0
+    """Free space or inodes, in percent, below which a collection begins at once."""
+    scan: bool = True
+    """Whether the processes of the daemon's host are looked at."""
+
+
 class Settings(BaseSettings):
     """Every setting of the daemon."""
 
@@ -85,7 +106,10 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe log line that is written: debug, info, warning or error."""
     ray: RaySettings = Field(default_factory=RaySettings)
+    leases: Path | None = None
+    """Where consumers' leases lie; ROOT/leases by default."""
     policy: PolicySettings = Field(default_factory=PolicySettings)
+    gc: GcSettings = Field(default_factory=GcSettings)
 
     @classmethod
     def settings_customise_sources(

@@ -2,11 +2,13 @@
 
 A build works in staging/<build>/, under a lock file that its children inherit: uv outlives a
 killed daemon and goes on writing, so a folder is emptied only when nobody holds its lock, and its
-name is never used again.
+name is never used again. A closure that was found damaged is never mended: its digest is built
+again beside it, as <digest>-2, and the damaged name is never given again.
 """
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import uuid
@@ -17,7 +19,7 @@ from typing import Any
 
 from envfabric.store.files import Files
 from envfabric.store.manifest import Hashes, Inventory, seal_and_list, write_lines
-from envfabric.store.root import Root
+from envfabric.store.root import Root, now
 from envfabric.store.usage import walk_inodes
 
 
@@ -44,25 +46,54 @@ class Staging:
         return self.folder / "closure" / ".venv"
 
 
+def digest_of(name: str) -> str:
+    """The digest that a closure's name in the store stands for: `<digest>-2` is `<digest>` built again."""
+    return name.partition("-")[0]
+
+
 class Closures:
-    """The store's closures on one ROOT."""
+    """The store's closures on one ROOT, as its one writer sees them. Safe for threads."""
 
     def __init__(self, root: Root, files: Files) -> None:
         self._root = root
         self._files = files
         self._hashes = Hashes()
+        self._damaged: set[str] | None = None
 
-    def exists(self, digest: str) -> bool:
-        """Whether a sealed closure has this digest, and the interpreter that it was made from is still there.
+    def present(self, name: str) -> bool:
+        """Whether a closure of this name is there, and the interpreter that it was made from, too.
 
         The folder appears by one rename, whole; a hand or an upgrade may have taken something away since.
         """
-        closure = self._root.closure(digest)
+        closure = self._root.closure(name)
         return (closure / "metadata.json").is_file() and (closure / ".venv/bin/python").exists()
 
-    def metadata(self, digest: str) -> dict[str, Any]:
+    def usable(self, name: str) -> bool:
+        """Whether a closure of this name can be published: present, and not found damaged."""
+        return name not in self.damaged() and self.present(name)
+
+    def locate(self, digest: str) -> str | None:
+        """The name of the usable closure with this digest; None where it has to be built."""
+        name = self._name_for(digest)
+        return name if self.present(name) else None
+
+    def damaged(self) -> set[str]:
+        """The names of closures that were found damaged, also of those that are gone by now."""
+        if self._damaged is None:
+            self._damaged = {mark.removesuffix(".json") for mark in _listed(self._marks)}
+        return self._damaged
+
+    def mark_damaged(self, name: str, findings: list[str]) -> None:
+        """Records for good that a closure is damaged: nothing is published from it any more."""
+        self._root.require_marker()
+        self._files.make_folder(self._marks, self._root.state)
+        content = {"schema": 1, "at": now(), "findings": findings[:100]}
+        self._files.write_atomic(self._marks / f"{name}.json", json.dumps(content, indent=2).encode())
+        self.damaged().add(name)
+
+    def metadata(self, name: str) -> dict[str, Any]:
         """What was written about a closure when it was sealed."""
-        content: dict[str, Any] = json.loads((self._root.closure(digest) / "metadata.json").read_bytes())
+        content: dict[str, Any] = json.loads((self._root.closure(name) / "metadata.json").read_bytes())
         return content
 
     @contextlib.contextmanager
@@ -85,47 +116,51 @@ class Closures:
                 lock.unlink(missing_ok=True)
             os.close(descriptor)
 
-    def seal(self, staging: Staging, metadata: dict[str, Any], log: str) -> Inventory:
-        """Seals the environment in staging: write permission off, then build.log, manifest and metadata."""
-        closure = staging.closure
+    def seal(self, staging: Staging) -> Inventory:
+        """Takes write permission from the environment in staging, and lists and hashes every path of it."""
         # Before the count: some file systems know a file's blocks only once it is written out.
-        self._files.flush(closure)
-        inventory = seal_and_list(closure, self._hashes)
+        self._files.flush(staging.descriptor, staging.closure)
+        return seal_and_list(staging.closure, self._hashes)
+
+    def describe(self, staging: Staging, inventory: Inventory, metadata: dict[str, Any], log: str) -> None:
+        """Writes build.log, metadata.json and the manifest beside a sealed environment, and flushes all."""
+        closure = staging.closure
         counted = {
+            "linked": inventory.linked,
             "link_fallbacks": inventory.copied,
             "venv_bytes": sum(inventory.inodes.values()),
             "venv_inodes": len(inventory.inodes),
         }
         text = json.dumps({**metadata, **counted}, indent=2, sort_keys=True)
-        for name, data in (
-            ("build.log", log.encode()),
-            ("manifest", write_lines(inventory)),
-            ("metadata.json", text.encode()),
-        ):
-            self._files.write_new(closure / name, data, mode=0o444, durable=True)
+        for name, data in (("build.log", log.encode()), ("metadata.json", text.encode())):
+            self._files.write_new(closure / name, data, mode=0o444)
+            inventory.list_file(closure, name)
+        self._files.write_new(closure / "manifest", write_lines(inventory), mode=0o444)
+        # The staging lock's descriptor is older than every write of this build: none that failed is missed.
+        self._files.flush(staging.descriptor, closure)
+        for name in ("build.log", "metadata.json", "manifest"):
             inventory.add(closure / name)
         inventory.add(closure)
-        return inventory
 
-    def publish(self, staging: Staging, digest: str, inventory: Inventory) -> dict[int, int]:
+    def publish(self, staging: Staging, digest: str, inventory: Inventory) -> tuple[str, dict[int, int]]:
         """Renames a sealed closure into the store; an equal one that came first stays.
 
-        Gives the bytes by inode of the one that is there now. Raises `OSError`.
+        Gives its name, and the bytes by inode of the one that is there now. Raises `OSError`.
         """
         self._root.require_marker()
-        self._files.sync_folder(staging.closure)
-        target = self._root.closure(digest)
-        if target.exists() and not self.exists(digest):
+        name = self._name_for(digest)
+        target = self._root.closure(name)
+        if target.exists() and not self.present(name):
             # No closure any more: somebody removed half of it. What is left makes room, and can be looked at.
-            self._files.rename(target, self._root.trash / f"{digest}.{uuid.uuid4().hex}")
+            self._files.rename(target, self._root.trash / f"{name}.{uuid.uuid4().hex}")
         try:
             self._files.rename(staging.closure, target)
         except OSError:
             # Two builders end as one closure; and on NFS a rename that reports an error may have happened.
-            if not self.exists(digest):
+            if not self.present(name):
                 raise
-            return walk_inodes(target)
-        return inventory.inodes
+            return name, walk_inodes(target)
+        return name, inventory.inodes
 
     def recover(self, names: set[str] | None = None) -> set[str]:
         """Empties what dead builds left in staging/, or only `names` of it.
@@ -153,3 +188,22 @@ class Closures:
                     # Something of it is in use (NFS keeps .nfs… names): the next look tries again.
                     held.add(name)
         return held
+
+    @property
+    def _marks(self) -> Path:
+        return self._root.state / "damaged"
+
+    def _name_for(self, digest: str) -> str:
+        """The first name of a digest that was not found damaged: where its closure is, or will be."""
+        damaged = self.damaged()
+        if digest not in damaged:
+            return digest
+        return next(name for n in itertools.count(2) if (name := f"{digest}-{n}") not in damaged)
+
+
+def _listed(folder: Path) -> list[str]:
+    """The names in a folder, none where it is not there; any other error is one."""
+    try:
+        return [name for name in os.listdir(folder) if not name.startswith(".")]
+    except FileNotFoundError:
+        return []

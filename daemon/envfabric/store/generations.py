@@ -5,6 +5,7 @@ retained is found by its inputs and served again under its old number.
 """
 
 import contextlib
+import errno
 import json
 import os
 import uuid
@@ -14,6 +15,9 @@ from typing import Any
 
 from envfabric.store.files import Files
 from envfabric.store.root import Root
+
+_HIGHEST = ".highest"
+"""In a spec's folder: the highest number that was collected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,8 @@ class Generation:
     lock_origin: str
     """'committed' or 'resolved'."""
     runtime_env: dict[str, Any]
+    closure: dict[str, Any]
+    """What the closure's digest covers: with it and the lock the closure can be built again as it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,39 +56,54 @@ class Generations:
         self._files = files
 
     def retained(self, spec_id: str) -> list[Generation]:
-        """A spec's generations that are whole, newest first."""
-        try:
-            names = os.listdir(self._root.generations / spec_id)
-        except FileNotFoundError:
-            return []
-        numbers = sorted((int(name) for name in names if name.isdecimal()), reverse=True)
-        found = (self.read(spec_id, number) for number in numbers)
+        """A spec's generations that are whole, newest first. Raises `OSError`."""
+        found = (self.read(spec_id, number) for number in sorted(self.numbers(spec_id), reverse=True))
         return [one for one in found if one is not None]
 
     def read(self, spec_id: str, number: int) -> Generation | None:
-        """One generation, or None where it is not there or not of a known form."""
+        """One generation, or None where it is not there or not of a known form.
+
+        Raises `OSError` where it can't be read: that is no proof that it is not there.
+        """
         try:
             raw = json.loads((self.folder(spec_id, number) / "metadata.json").read_bytes())
-            return Generation(
-                spec=spec_id,
-                number=number,
-                digest=raw["digest"],
-                inputs=raw["inputs"],
-                tree=raw["tree"],
-                commit=raw["commit"],
-                built_at=raw["built_at"],
-                python_version=raw["python_version"],
-                ray_version=raw["ray_version"],
-                lock_origin=raw["lock_origin"],
-                runtime_env=raw["runtime_env"],
-            )
-        except (OSError, ValueError, KeyError, TypeError):
+            found = {name: raw[name] for name in Generation.__slots__ if name not in {"spec", "number"}}
+            return Generation(spec=spec_id, number=number, **found)
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
             return None
+
+    def name_of(self, spec_id: str, number: int) -> str | None:
+        """The closure that a generation uses, read off its link: also where its metadata is spoilt.
+
+        None where there is no such link. Raises `OSError` where it can't be read.
+        """
+        try:
+            target = os.readlink(self.folder(spec_id, number) / ".venv")
+        except OSError as error:
+            if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.EINVAL}:
+                return None
+            raise
+        return Path(target).parent.name
+
+    def specs(self) -> list[str]:
+        """The ids that have generations, also of specs that are gone. Raises `OSError`."""
+        top = self._root.generations
+        return [f"{flow}/{node}" for flow in _folders(top) for node in _folders(top / flow)]
+
+    def numbers(self, spec_id: str) -> list[int]:
+        """The numbers of a spec's generations, in no order. Raises `OSError`."""
+        return [int(name) for name in _folders(self._root.generations / spec_id) if name.isdecimal()]
 
     def lock(self, generation: Generation) -> bytes | None:
         """The uv.lock that a generation keeps."""
-        with contextlib.suppress(OSError):
-            return (self.folder(generation.spec, generation.number) / "uv.lock").read_bytes()
+        content = self.content(generation)
+        return content.lock if content else None
+
+    def content(self, generation: Generation) -> Content | None:
+        """The files that a generation keeps; None where one is gone."""
+        folder = self.folder(generation.spec, generation.number)
+        with contextlib.suppress(FileNotFoundError):
+            return Content((folder / "pyproject.toml").read_bytes(), (folder / "uv.lock").read_bytes())
         return None
 
     def record(self, generation: Generation, content: Content) -> Generation:
@@ -92,11 +113,13 @@ class Generations:
         """
         retained = self.retained(generation.spec)
         for old in retained:
-            if old.digest == generation.digest and self._content(old) == content:
+            if old.digest == generation.digest and self.content(old) == content:
                 return old
-        number = max([one.number for one in retained] + self._numbers(generation.spec), default=0) + 1
+        # A number is never given twice, not even over a folder that can't be read or was collected.
+        number = max([*self.numbers(generation.spec), self._highest(generation.spec)], default=0) + 1
         target = self.folder(generation.spec, number)
-        self._files.make_folder(target.parent)
+        self._files.make_folder(target.parent, self._root.generations)
+        # In staging, which the next writer empties: one that comes back late finds nothing to rename.
         folder = self._root.staging / f"generation-{uuid.uuid4().hex}"
         self._files.make_folder(folder)
         try:
@@ -114,6 +137,14 @@ class Generations:
             raise
         return Generation(**{**written, "number": number})
 
+    def drop(self, spec_id: str, number: int) -> None:
+        """Moves a generation to trash/. Its number is not given again."""
+        if number >= max(self.numbers(spec_id), default=0):
+            highest = self._root.generations / spec_id / _HIGHEST
+            self._files.write_atomic(highest, f"{number}\n".encode(), via=self._root.staging)
+        target = self._root.trash / f"{spec_id.replace('/', '.')}.{number}.{uuid.uuid4().hex}"
+        self._files.rename(self.folder(spec_id, number), target)
+
     def folder(self, spec_id: str, number: int) -> Path:
         """Where a generation lies."""
         return self._root.generations / spec_id / str(number)
@@ -125,8 +156,8 @@ class Generations:
         with contextlib.suppress(OSError):
             if os.readlink(link) == target:
                 return
-        self._files.make_folder(link.parent)
-        self._files.flip_symlink(link, target)
+        self._files.make_folder(link.parent, self._root.envs)
+        self._files.flip_symlink(link, target, via=self._root.staging)
 
     def withdraw(self, spec_id: str) -> None:
         """Removes the path for people of a spec that is no longer served."""
@@ -134,16 +165,17 @@ class Generations:
         with contextlib.suppress(OSError):
             (self._root.envs / spec_id).parent.rmdir()
 
-    def _content(self, generation: Generation) -> Content | None:
-        folder = self.folder(generation.spec, generation.number)
-        with contextlib.suppress(OSError):
-            return Content((folder / "pyproject.toml").read_bytes(), (folder / "uv.lock").read_bytes())
-        return None
-
-    def _numbers(self, spec_id: str) -> list[int]:
-        # A number is never given twice, not even over a folder that can't be read.
+    def _highest(self, spec_id: str) -> int:
+        """The highest number that was collected; 0 where none was."""
         try:
-            names = os.listdir(self._root.generations / spec_id)
-        except FileNotFoundError:
-            return []
-        return [int(name) for name in names if name.isdecimal()]
+            return int((self._root.generations / spec_id / _HIGHEST).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return 0
+
+
+def _folders(path: Path) -> list[str]:
+    """The names in a folder that may be ids or numbers; a stray file among them is no reason to stop."""
+    try:
+        return sorted(name for name in os.listdir(path) if not name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []

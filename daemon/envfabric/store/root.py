@@ -1,9 +1,11 @@
-"""ROOT: its layout on the NAS, its marker, and the checks before anything is written to it."""
+"""ROOT: its layout on the NAS, its marker, and the checks before anything is written to it.
 
-import contextlib
+A folder becomes a ROOT in store/prepare.py; here it is opened and read. Only `write_marker` changes
+anything, and only the marker.
+"""
+
 import json
 import os
-import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -72,43 +74,6 @@ class Root:
             )
 
 
-def init_root(path: Path, files: Files) -> Root:
-    """Prepares a NAS folder and proves that it can hold a fabric; does no harm to one that does.
-
-    Raises `ConfigError` where the folder can't be used, with what to do about it.
-    """
-    root = Root(check_path(path))
-    try:
-        if root.marker.exists():
-            read_marker(root)
-            taken = []
-        else:
-            taken = _taken(root.path)
-    except OSError as error:
-        raise ConfigError(f"{root.path} can't be read: {error.strerror}") from error
-    if taken:
-        raise ConfigError(
-            f"{root.path} has no {MARKER} but holds {', '.join(taken)}; choose an empty folder, or mount "
-            "the NAS that belongs there."
-        )
-    try:
-        files.make_folder(root.path)
-        for name in FOLDERS:
-            files.make_folder(root.path / name)
-        probe_links(root)
-        if not root.marker.exists():
-            write_marker(root, files, {"fabric": uuid.uuid4().hex, "created_at": now()})
-    except OSError as error:
-        raise ConfigError(f"{root.path} can't be prepared: {error}") from error
-    return root
-
-
-def _taken(path: Path) -> list[str]:
-    """Our names in a folder without a marker; empty folders, of an init that failed, do not count."""
-    names = {*FOLDERS, "index.json"} & set(os.listdir(path)) if path.is_dir() else set()
-    return sorted(name for name in names if not (path / name).is_dir() or os.listdir(path / name))
-
-
 def open_root(path: Path) -> Root:
     """ROOT as prepared earlier. Raises `ConfigError` where it was not."""
     root = Root(check_path(path))
@@ -157,60 +122,10 @@ def read_marker(root: Root) -> dict[str, object]:
 
 
 def write_marker(root: Root, files: Files, content: dict[str, object]) -> None:
-    """Replaces the marker."""
+    """Replaces the marker. Raises `OSError`."""
     text = json.dumps({"schema": 1, **content}, indent=2)
-    files.write_atomic(root.marker, text.encode())
-
-
-def check_source(root: Root, root_commits: list[str], spec_path: str) -> bool:
-    """Whether ROOT is recorded as serving this source; False where nothing is recorded yet.
-
-    A repository has several root commits once an unrelated history was merged; the recorded one counts.
-    Raises `ConfigError` for another source.
-    """
-    recorded = read_marker(root).get("source")
-    if not isinstance(recorded, dict):
-        return False
-    if recorded.get("root_commit") in root_commits and recorded.get("path") == spec_path:
-        return True
-    raise ConfigError(
-        f"{root.path} serves the repository that began with {str(recorded.get('root_commit'))[:12]} "
-        f"(path {recorded.get('path') or '.'!r}), not the one that began with {root_commits[0][:12]} "
-        f"(path {spec_path or '.'!r}). Use the right --root, or hand it over with --adopt."
-    )
-
-
-def claim_source(root: Root, files: Files, root_commits: list[str], spec_path: str, adopt: bool) -> None:
-    """Records whose specs ROOT serves. Raises `ConfigError` for another source without `adopt`."""
-    try:
-        if check_source(root, root_commits, spec_path):
-            return
-    except ConfigError:
-        if not adopt:
-            raise
-    source = {"root_commit": root_commits[0], "path": spec_path}
-    write_marker(root, files, {**read_marker(root), "source": source})
-
-
-def probe_links(root: Root) -> None:
-    """Proves that files of uv_cache/ can be hardlinked into store/, or raises `ConfigError`."""
-    name = f".probe.{uuid.uuid4().hex}"
-    source, target = root.uv_cache / name, root.store / name
-    try:
-        source.write_bytes(b"probe")
-        os.link(source, target)
-        linked = source.stat().st_ino == target.stat().st_ino
-    except OSError as error:
-        raise ConfigError(
-            f"{root.path} can't hardlink from uv_cache/ to store/: {error.strerror}. Both must be one file "
-            "system that has hard links."
-        ) from error
-    finally:
-        for path in (source, target):
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-    if not linked:
-        raise ConfigError(f"{root.path}: a hardlink became a copy. Choose a file system that has hard links.")
+    # By way of staging/, which a mount point that lost its NAS does not have, and which recovery empties.
+    files.write_atomic(root.marker, text.encode(), via=root.staging)
 
 
 def now(later: float = 0.0) -> str:

@@ -37,16 +37,23 @@ class Usage:
         self._physical = 0
         self._logical: dict[str, int] = {}
 
-    def load(self) -> None:
-        """Counts every closure of the store from what was kept; anew where its record is missing."""
+    def load(self, *, keep: bool = True) -> None:
+        """Counts every closure of the store from what was kept; anew where its record is missing.
+
+        Without `keep` what was counted anew is not written down: for those who only look.
+        """
         self._links.clear()
         self._logical.clear()
         self._physical = 0
-        for digest in sorted(os.listdir(self._root.store)):
-            if (self._root.closure(digest) / "metadata.json").is_file():
-                self.add(digest)
+        present = [
+            digest
+            for digest in sorted(os.listdir(self._root.store))
+            if (self._root.closure(digest) / "metadata.json").is_file()
+        ]
+        for digest in present:
+            self.add(digest, keep=keep)
 
-    def add(self, digest: str, inodes: dict[int, int] | None = None) -> None:
+    def add(self, digest: str, inodes: dict[int, int] | None = None, *, keep: bool = True) -> None:
         """Counts a closure that came into the store. Raises `OSError` where it has to be walked and can't.
 
         `inodes` are its bytes by inode where they are known; of a closure that was counted already they
@@ -57,9 +64,10 @@ class Usage:
         found = inodes or self._read(digest)
         if found is None or inodes is not None:
             found = found or walk_inodes(self._root.closure(digest))
-            with contextlib.suppress(OSError, StoreError):
-                # Only the record is lost, and made again at the next start.
-                self.keep(digest, found)
+            if keep:
+                with contextlib.suppress(OSError, StoreError):
+                    # Only the record is lost, and made again at the next start.
+                    self.keep(digest, found)
         if digest in self._logical:
             self.load()
             return
@@ -75,11 +83,27 @@ class Usage:
         Raises `StoreError` and `OSError`.
         """
         self._root.require_marker()
-        self._files.make_folder(self._folder)
+        self._files.make_folder(self._folder, self._root.state)
         flat = array.array("Q", [len(inodes), *(number for pair in inodes.items() for number in pair)])
         if sys.byteorder == "big":
             flat.byteswap()
         self._files.write_atomic(self._folder / digest, flat.tobytes())
+
+    def remove(self, digest: str) -> None:
+        """A closure left the store. Raises `OSError` where its record can't be removed."""
+        found = self._read(digest)
+        if digest in self._logical:
+            if found is None:
+                # Nobody knows any more what it had: what is left is counted anew.
+                self.load()
+            else:
+                del self._logical[digest]
+                for inode, size in found.items():
+                    self._links[inode] -= 1
+                    if self._links[inode] <= 0:
+                        del self._links[inode]
+                        self._physical -= size
+        self._files.unlink(self._folder / digest)
 
     def logical(self, digest: str) -> int:
         """Bytes that this closure would take alone; 0 for one that is not in the store."""

@@ -112,7 +112,7 @@ class Writer:
             while True:
                 epoch = max(self._epochs(), default=0) + 1
                 try:
-                    # link() fails where the name exists, on every file system and between hosts.
+                    # link() fails where the name is another's, on every file system and between hosts.
                     self._files.link(token, self._epoch_path(epoch))
                 except FileExistsError:
                     continue

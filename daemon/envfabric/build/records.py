@@ -1,0 +1,109 @@
+"""What a wheel's RECORD says of its files, against what was installed of it.
+
+uv's cache shares its files with every environment by hardlink, so a write into any of them damages the
+cache, and uv goes on installing from it without a look. Each build's hashes are compared with the RECORDs
+therefore. Reads the environment's RECORD files, and changes nothing.
+"""
+
+import base64
+import csv
+import posixpath
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.utils import canonicalize_name
+
+from envfabric.store.manifest import Entry
+
+_SHA256 = "sha256="
+_LIB64 = ".venv/lib64/"
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """A file that is not what its distribution's RECORD says."""
+
+    distribution: str
+    """Normalised name."""
+    path: str
+    """Relative to the environment."""
+    found: str
+    """The SHA-256 of what is there, in hexadecimal; '' where nothing is."""
+
+    def told(self) -> dict[str, str]:
+        """As it stands in metadata.json."""
+        return {"distribution": self.distribution, "path": self.path}
+
+
+def mismatches(closure: Path, entries: Iterable[Entry]) -> list[Mismatch]:
+    """The files of the environment in `closure` that differ from their RECORD, or are missing.
+
+    `entries` are those of the inventory, taken just now. A RECORD's lines without a SHA-256, and those that
+    lead out of the environment, are passed over. Raises `OSError`.
+    """
+    hashes = {str(entry[1]): str(entry[4]) for entry in entries if entry[0] == "f"}
+    records = [path for path in hashes if path.endswith(".dist-info/RECORD") and "/site-packages/" in path]
+    found = []
+    for record in sorted(records):
+        info = posixpath.dirname(record)
+        name = distribution_of(info)
+        site = posixpath.dirname(info)
+        for relative, wanted in _lines(closure / record):
+            path = f"{site}/{relative}"
+            if "./" in relative or "//" in relative:
+                path = posixpath.normpath(path)
+            if not path.startswith(".venv/") or relative.startswith("/"):
+                continue
+            if path.startswith(_LIB64):
+                # A symlink to lib in each environment; files are listed by the folder that they lie in.
+                path = f".venv/lib/{path.removeprefix(_LIB64)}"
+            actual = hashes.get(path, "")
+            if actual == wanted:
+                continue
+            found.append(Mismatch(name, path.removeprefix(".venv/"), actual))
+    return found
+
+
+def owners(closure: Path, paths: Iterable[str]) -> dict[str, str]:
+    """Which distribution claims a path of the environment (relative to it), by path, as far as one does."""
+    wanted = set(paths)
+    found: dict[str, str] = {}
+    for record in sorted((closure / ".venv").glob("lib/python*/site-packages/*.dist-info/RECORD")):
+        site = posixpath.relpath(record.parent.parent, closure / ".venv")
+        for relative, _ in _rows(record):
+            path = posixpath.normpath(f"{site}/{relative}")
+            if path in wanted:
+                found.setdefault(path, distribution_of(str(record.parent)))
+    return found
+
+
+def distribution_of(info: str) -> str:
+    """The normalised name of the distribution whose .dist-info folder is `info`."""
+    return canonicalize_name(posixpath.basename(info).removesuffix(".dist-info").rpartition("-")[0])
+
+
+def _lines(record: Path) -> Iterator[tuple[str, str]]:
+    """Path and SHA-256 in hexadecimal of each line that has one; one that can't be read fits nothing."""
+    for relative, digest in _rows(record):
+        if digest.startswith(_SHA256):
+            text = digest.removeprefix(_SHA256)
+            try:
+                yield relative, base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).hex()
+            except ValueError:
+                yield relative, "unreadable"
+
+
+def _rows(record: Path) -> Iterator[tuple[str, str]]:
+    with record.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = csv.reader(file)
+        while True:
+            try:
+                row = next(rows, None)
+            except csv.Error:
+                # A line that is no CSV says nothing of any file.
+                continue
+            if row is None:
+                return
+            if len(row) >= 2:
+                yield row[0], row[1]

@@ -1,0 +1,281 @@
+"""Takes and renews a lease on a closure, so that it stays as long as it is used (docs/leases.md).
+
+Writes below the folder of the leases and nowhere else. The lease's age is judged by the file server's
+clock: a renewal sets the time "now" there, never a time of this machine.
+"""
+
+import contextlib
+import json
+import os
+import re
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from envfabric.client.api import python
+from envfabric.client.index import (
+    EnvfabricError,
+    EnvironmentFailed,
+    NotReady,
+    RootNotFound,
+    UnknownEnvironment,
+    find_root,
+)
+
+LONGEST_TTL = 86400.0
+_TRIES = 5
+_PAUSE = 0.2
+_SOONEST = 5.0
+"""Seconds after which a renewal that failed is tried again, at most."""
+_WHAT_MOST = 300
+_INTERPRETER = re.compile(
+    r"(?P<root>/.*|)/store/(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)/\.venv/bin/python[0-9.]*"
+)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def lease(
+    wanted: str | os.PathLike[str],
+    *,
+    root: str | os.PathLike[str] | None = None,
+    ttl: float = 300.0,
+    what: str = "",
+) -> "Lease":
+    """Leases the closure of a spec id, of an interpreter's path, or of that name below ROOT/store.
+
+    It is in force when this returns, and renewed by a thread every third of `ttl` seconds until
+    `release`, the end of a `with` block, or the end of this process and `ttl` seconds more. `what` is
+    shown to people. Raises what `envfabric.python` raises, and `EnvfabricError` where the lease can't be
+    written.
+    """
+    if not 0 < ttl <= LONGEST_TTL:
+        raise ValueError(
+            f"ttl={ttl!r}: a lease is in force for more than 0 and at most {LONGEST_TTL:.0f} seconds"
+        )
+    text = os.fspath(wanted)
+    if os.path.isabs(text):
+        place, name, path = _of_interpreter(text, root)
+        return Lease(place, name, path, ttl, what)._take(text)
+    # Absolute: renewals go on after a chdir.
+    place = Path(os.path.abspath(find_root(root)))
+    if "/" not in text:
+        if not _NAME.fullmatch(text):
+            raise UnknownEnvironment(f"{text!r} is neither a spec id nor a path nor the name of a closure.")
+        return Lease(place, text, f"{place}/store/{text}/.venv/bin/python", ttl, what)._take(text)
+    for left in reversed(range(_TRIES)):
+        _, name, path = _of_interpreter(python(text, root=place), place)
+        try:
+            return Lease(place, name, path, ttl, what)._take(text)
+        except UnknownEnvironment:
+            # Collected between the index and the lease: by now the index names another one.
+            if not left:
+                raise NotReady(
+                    f"{text}: index.json names {path}, which is not there. Look at `envfabric status`, and "
+                    "whether the NAS is mounted at the same path on this machine."
+                ) from None
+        time.sleep(_PAUSE)
+    raise AssertionError("the last try returns or raises")
+
+
+class Lease:
+    """A lease that is held. Made by `lease`; safe for threads."""
+
+    def __init__(self, root: Path, name: str, python: str, ttl: float, what: str) -> None:
+        self.name = name
+        """The closure's name below ROOT/store."""
+        self.python = python
+        """The path of its interpreter."""
+        self._root = root
+        self._ttl = ttl
+        self._what = what[:_WHAT_MOST]
+        self._pid = os.getpid()
+        host = re.sub(r"[^A-Za-z0-9._-]", "-", os.uname().nodename)[:100].lstrip(".") or "host"
+        self._holder = f"{host}.{self._pid}.{os.urandom(8).hex()}"
+        self._path = Path()
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name=f"lease {name[:12]}", daemon=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def renew(self) -> None:
+        """Renews it now, for one that has slept; the thread does it otherwise.
+
+        Raises `EnvfabricError` where that can't be done, and `UnknownEnvironment` where the closure was
+        collected while the lease had run out.
+        """
+        if self._ended.is_set() or os.getpid() != self._pid:
+            raise EnvfabricError(
+                f"the lease on {self.name} was given back, or is another process's: take a new one."
+            )
+        self._renew_or_explain()
+        if not self._present():
+            raise UnknownEnvironment(self._gone())
+
+    def release(self) -> None:
+        """Gives it back; does nothing the second time, and in a child that inherited it by fork."""
+        if os.getpid() != self._pid:
+            return
+        self._ended.set()
+        with self._lock, contextlib.suppress(OSError):
+            # What can't be removed now ends by itself.
+            self._path.unlink()
+
+    def _take(self, wanted: str) -> Self:
+        """Writes it and looks then: a closure that was not collected before is not collected any more."""
+        try:
+            self._renew_or_explain()
+            if not self._present():
+                raise UnknownEnvironment(f"{wanted}: {self._gone()}")
+        except BaseException:
+            self.release()
+            raise
+        self._thread.start()
+        return self
+
+    def _gone(self) -> str:
+        return (
+            f"{self._root}/store/{self.name} is not there. It may have been collected: ask for the spec's id, "
+            "or read index.json anew."
+        )
+
+    def _present(self) -> bool:
+        """Whether the closure is there, and not only in what this machine remembers of its name."""
+        try:
+            os.close(os.open(self._root / "store", os.O_RDONLY | os.O_DIRECTORY))
+            os.lstat(self.python)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise RootNotFound(f"{self.python} can't be read: {error}") from error
+        return True
+
+    def _keep(self) -> None:
+        pause = self._ttl / 3
+        while not self._ended.wait(pause):
+            try:
+                self._renew()
+                pause = self._ttl / 3
+            except (OSError, EnvfabricError):
+                # The NAS may be back in a moment, and the lease lasts for two more of these thirds.
+                pause = min(self._ttl / 12, _SOONEST)
+
+    def _renew_or_explain(self) -> None:
+        try:
+            self._renew()
+        except OSError as error:
+            raise EnvfabricError(
+                f"no lease can be written to {self._path.parent}: {error.strerror}. Let the users of all workers "
+                f"write there (chmod 1777 {self._path.parent.parent}); where workers mount ROOT read-only, set "
+                "leases in the daemon's settings to a folder that they can write."
+            ) from error
+
+    def _renew(self) -> None:
+        # Read each time: the daemon may have been given another folder since.
+        path = _place(self._root) / self.name / self._holder
+        with self._lock:
+            if self._ended.is_set():
+                return
+            if path != self._path:
+                old, self._path = self._path, path
+                _write(path, self._content())
+                if old != Path():
+                    with contextlib.suppress(OSError):
+                        old.unlink()
+                return
+            try:
+                os.utime(path)
+            except OSError:
+                # Gone, or of a file that this client can't reach any more: it is written anew.
+                _write(path, self._content())
+
+    def _content(self) -> bytes:
+        host = os.uname().nodename[:200]
+        told: dict[str, Any] = {"schema": 1, "holder": self._holder, "host": host, "pid": self._pid}
+        return json.dumps({**told, "ttl": self._ttl, "what": self._what}).encode()
+
+
+def _place(root: Path) -> Path:
+    """The folder of the leases, as ROOT's marker names it. Raises `RootNotFound`."""
+    marker = root / ".envfabric.json"
+    try:
+        told = json.loads(marker.read_bytes())
+        recorded = told.get("leases")
+    except FileNotFoundError:
+        raise RootNotFound(f"{marker} is not there. Is the NAS mounted on this machine?") from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise RootNotFound(f"{marker} can't be read: {error}") from error
+    if not isinstance(recorded, str):
+        return root / "leases"
+    if not os.path.exists(os.path.join(recorded, ".envfabric-leases")):
+        # Not written to: the daemon would never see it, and the mount would hide it later.
+        raise RootNotFound(
+            f"{recorded}, the folder of the leases, has no .envfabric-leases: is it mounted on this machine?"
+        )
+    return Path(recorded)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a lease, whole from the first moment, and its closure's folder where there is none."""
+    for left in reversed(range(_TRIES)):
+        temporary = path.parent / f".{path.name}.{os.urandom(4).hex()}"
+        try:
+            _make_folder(path.parent)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            try:
+                os.fchmod(descriptor, 0o644)
+                os.write(descriptor, content)
+            finally:
+                os.close(descriptor)
+            os.utime(temporary)
+            os.rename(temporary, path)
+            return
+        except FileNotFoundError:
+            # The daemon removed the empty folder of a closure that it had collected.
+            if not left:
+                raise
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a closure's folder, for every user to lease in, and at no moment for one user alone."""
+    if folder.is_dir():
+        return
+    temporary = folder.parent / f".{folder.name}.{os.urandom(4).hex()}"
+    os.mkdir(temporary)
+    try:
+        os.chmod(temporary, 0o1777)  # noqa: S103 - workers of other users lease here, too
+        os.rename(temporary, folder)
+    except OSError:
+        os.rmdir(temporary)
+        # Another one was first, and has leased in it already.
+        if not folder.is_dir():
+            raise
+
+
+def _of_interpreter(path: str, root: str | os.PathLike[str] | None) -> tuple[Path, str, str]:
+    """ROOT, name and immutable path by an interpreter's path, also one below envs/ or generations/."""
+    plain = os.path.normpath(path)
+    resolved = os.path.join(os.path.realpath(os.path.dirname(plain)), os.path.basename(plain))
+    match = _INTERPRETER.fullmatch(plain) or _INTERPRETER.fullmatch(resolved)
+    if match is None:
+        raise EnvironmentFailed(
+            f"{path} is not an interpreter of a fabric: those are ROOT/store/<name>/.venv/bin/python."
+        )
+    own = match["root"] or "/"
+    if root is not None and os.path.realpath(root) != os.path.realpath(own):
+        raise EnvironmentFailed(
+            f"{path} is not below {root}. Is the NAS mounted at the same path on this machine?"
+        )
+    return Path(own), match["name"], match[0]

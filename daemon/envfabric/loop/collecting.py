@@ -1,0 +1,159 @@
+"""When the collector runs, and what the loop makes of what it did: on a schedule, at low space, on request.
+
+One collection at a time, in a thread of its own; the loop's thread begins it and takes its outcome.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+from envfabric.build.cache import Evicted
+from envfabric.core.errors import StoreError
+from envfabric.store.collect import Collected, Collector
+from envfabric.store.history import History
+from envfabric.store.root import Root
+from envfabric.store.usage import Usage
+from envfabric.telemetry import logs
+from envfabric.telemetry.metrics import Metrics
+
+HURRY_INTERVAL = 300.0
+"""Seconds between two collections at low space."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a collection came to."""
+
+    collected: Collected
+    evicted: Evicted
+
+    @property
+    def freed_bytes(self) -> int:
+        """Bytes that came back on disk."""
+        return self.collected.freed.bytes + self.evicted.bytes
+
+    @property
+    def freed_inodes(self) -> int:
+        """Inodes that came back on disk."""
+        return self.collected.freed.inodes + self.evicted.inodes
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When a collection begins by itself."""
+
+    interval: float
+    """Seconds between two; 0 for never."""
+    min_free: float
+    """Free space or inodes, in percent, below which one begins at once."""
+    prune: Callable[[bool], Evicted] = field(repr=False)
+    """Evicts from uv's cache what no closure links; told whether space is low."""
+
+
+class Collecting:
+    """The collections of one turn as the writer. Belongs to the loop's thread."""
+
+    def __init__(
+        self,
+        root: Root,
+        collector: Collector,
+        usage: Usage,
+        metrics: Metrics,
+        history: History,
+        schedule: Schedule,
+        post: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._root = root
+        self._collector = collector
+        self._usage = usage
+        self._metrics = metrics
+        self._history = history
+        self._schedule = schedule
+        self._post = post
+        self._log = logs.get()
+        self._pool = ThreadPoolExecutor(1, "collect")
+        self._stopping = threading.Event()
+        self._waiting: list[Callable[[Future[Outcome]], None]] = []
+        self._running = False
+        # The first one waits for a whole interval: at a start there is more urgent work.
+        self._next = time.monotonic() + schedule.interval
+        self._next_hurry = 0.0
+
+    def tick(self) -> None:
+        """Begins a collection where its time has come, or space is low."""
+        clock = time.monotonic()
+        hurry = clock >= self._next_hurry and self._space_is_low()
+        if hurry:
+            self._next_hurry = clock + HURRY_INTERVAL
+            self._log.warning("space is low: collecting", min_free_percent=self._schedule.min_free)
+        if hurry or (self._schedule.interval > 0 and clock >= self._next):
+            self.begin(lambda _: None, hurry=hurry)
+
+    def begin(self, done: Callable[[Future[Outcome]], None], *, hurry: bool = False) -> None:
+        """Begins a collection, or joins the one that runs; `done` hears its outcome in the loop's thread."""
+        self._waiting.append(done)
+        if self._running:
+            return
+        self._running = True
+        self._next = time.monotonic() + self._schedule.interval
+        future = self._pool.submit(self._collect, hurry)
+        future.add_done_callback(lambda ended: self._post(partial(self._ended, ended)))
+
+    def still_writing(self) -> None:
+        """For the collector, between its steps: raises `StoreError` where this daemon is stopping."""
+        if self._stopping.is_set():
+            raise StoreError("the daemon is stopping; the collection goes on at the next one's turn.")
+
+    def close(self) -> None:
+        """Ends what runs at its next step, and waits for it."""
+        self._stopping.set()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _collect(self, hurry: bool) -> Outcome:
+        collected = self._collector.collect(hurry=hurry)
+        self.still_writing()
+        return Outcome(collected, self._schedule.prune(hurry))
+
+    def _ended(self, future: Future[Outcome]) -> None:
+        self._running = False
+        waiting, self._waiting = self._waiting, []
+        error = future.exception()
+        if error is None:
+            self._count(future.result())
+        elif not self._stopping.is_set():
+            self._log.error("collection failed", error=str(error))
+        for done in waiting:
+            done(future)
+
+    def _count(self, outcome: Outcome) -> None:
+        collected = outcome.collected
+        for name in collected.removed:
+            try:
+                self._usage.remove(name)
+            except OSError as error:
+                self._log.warning("closure not taken off the account", digest=name, error=str(error))
+            self._history.note("collected", closure=name)
+        self._metrics.gc_removed.inc(len(collected.removed))
+        self._metrics.gc_reclaimed.inc(outcome.freed_bytes)
+        self._metrics.leases.set(collected.leases)
+        self._log.info(
+            "collected",
+            closures=len(collected.removed),
+            generations=collected.generations,
+            bytes=outcome.freed_bytes,
+            inodes=outcome.freed_inodes,
+            kept=len(collected.kept),
+        )
+
+    def _space_is_low(self) -> bool:
+        try:
+            status = os.statvfs(self._root.path)
+        except OSError:
+            return False
+        shares = [(status.f_bavail, status.f_blocks), (status.f_favail, status.f_files)]
+        # Some file systems do not count inodes.
+        return any(every and 100 * free / every < self._schedule.min_free for free, every in shares)

@@ -1,0 +1,219 @@
+"""What people ask of the writer while it runs, or in its place where none does: rollback, unpin, gc, repair.
+
+Each order begins at once and is answered when its outcome is published, so that whoever reads the index
+after the answer finds it there. Belongs to the loop's thread.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from envfabric.core.errors import FabricError
+from envfabric.index.publisher import Publisher
+from envfabric.loop.board import Board
+from envfabric.loop.collecting import Collecting, Outcome
+from envfabric.loop.repair import Repair
+from envfabric.loop.work import Work
+from envfabric.store.closures import Closures
+from envfabric.store.generations import Generation, Generations
+from envfabric.store.history import History
+from envfabric.store.pins import Pin, Pins
+from envfabric.store.requests import Answer, Inbox, Request
+from envfabric.telemetry import logs
+
+Poll = Callable[[], Answer | None]
+"""Asked in each round of the loop, until it gives the answer."""
+
+
+class Refused(FabricError):
+    """An order that can't be carried out, and why."""
+
+
+class Orders:
+    """The orders of one turn as the writer."""
+
+    def __init__(
+        self,
+        board: Board,
+        work: Work,
+        publisher: Publisher,
+        closures: Closures,
+        generations: Generations,
+        pins: Pins,
+        collecting: Collecting,
+        repair: Repair,
+        inbox: Inbox,
+        history: History,
+    ) -> None:
+        self._board = board
+        self._work = work
+        self._publisher = publisher
+        self._closures = closures
+        self._generations = generations
+        self._pins = pins
+        self._collecting = collecting
+        self._repair = repair
+        self._inbox = inbox
+        self._history = history
+        self._log = logs.get()
+        self._open: list[tuple[Request, Poll]] = []
+
+    @property
+    def open(self) -> bool:
+        """Whether an order waits for its outcome."""
+        return bool(self._open)
+
+    def take(self) -> None:
+        """Begins what was left in requests/."""
+        try:
+            for request in self._inbox.take():
+                self._open.append((request, self.begin(request)))
+        except OSError as error:
+            self._log.error("requests not read", error=str(error))
+
+    def settle(self) -> None:
+        """Answers the orders whose outcome is there."""
+        still = []
+        for request, poll in self._open:
+            answer = poll()
+            if answer is None:
+                still.append((request, poll))
+                continue
+            self._log.info(
+                "answered", command=request.command, by=request.by, ok=answer.ok, message=answer.message
+            )
+            try:
+                self._inbox.answer(request, answer)
+            except OSError as error:
+                # The asker sees that nobody answers, and says so.
+                self._log.error("request not answered", command=request.command, error=str(error))
+        self._open = still
+
+    def begin(self, request: Request) -> Poll:
+        """Begins one order; gives what is asked for its answer."""
+        self._log.info("order", command=request.command, arguments=request.arguments, by=request.by)
+        self._history.note("order", command=request.command, arguments=request.arguments, by=request.by)
+        known: dict[str, Callable[[dict[str, Any]], Poll]] = {
+            "rollback": self._rollback,
+            "unpin": self._unpin,
+            "gc": self._gc,
+            "repair": self._mend,
+        }
+        try:
+            if request.command not in known:
+                raise Refused(
+                    f"{request.command!r} is unknown to the daemon; it knows {', '.join(sorted(known))}. Is it of an "
+                    "older release than this command?"
+                )
+            return known[request.command](request.arguments)
+        except (FabricError, OSError) as error:
+            answer = Answer(False, str(error))
+            return lambda: answer
+
+    def _rollback(self, arguments: dict[str, Any]) -> Poll:
+        spec_id, entry = self._entry(arguments)
+        target = self._target(spec_id, entry.generation, arguments.get("to"))
+        # The pin first: killed after this, the next start brings the index to it.
+        self._pins.set(spec_id, Pin(target.number, entry.tree))
+        if not self._closures.usable(target.digest):
+            self._board.heal[spec_id] = target.number
+        self._board.pin(spec_id)
+        self._work.add(spec_id)
+        return self._when_published(spec_id, f"is pinned to generation {target.number}")
+
+    def _unpin(self, arguments: dict[str, Any]) -> Poll:
+        spec_id, entry = self._entry(arguments)
+        if not entry.pinned and self._pins.read(spec_id) is None:
+            raise Refused(f"{spec_id} is not pinned; there is nothing to do")
+        self._pins.remove(spec_id)
+        self._board.unpin(spec_id)
+        self._work.add(spec_id)
+        return self._when_published(spec_id, "is not pinned any more")
+
+    def _gc(self, _: dict[str, Any]) -> Poll:
+        answers: list[Answer] = []
+
+        def done(future: Future[Outcome]) -> None:
+            error = future.exception()
+            answers.append(
+                Answer(False, f"the collection failed: {error}") if error else _told(future.result())
+            )
+
+        self._collecting.begin(done)
+        return lambda: answers[0] if answers else None
+
+    def _mend(self, arguments: dict[str, Any]) -> Poll:
+        names = arguments.get("names")
+        if not isinstance(names, list) or not all(isinstance(one, str) and _is_name(one) for one in names):
+            raise Refused("repair needs the names of closures")
+        return self._repair.begin(names, self._settled)
+
+    def _entry(self, arguments: dict[str, Any]) -> tuple[str, Any]:
+        spec_id = arguments.get("id")
+        entry = self._board.entries.get(spec_id) if isinstance(spec_id, str) else None
+        if not isinstance(spec_id, str) or entry is None or spec_id not in self._board.refs:
+            raise Refused(
+                f"no spec {spec_id!r} in revision {str(self._board.revision)[:12]}; see `envfabric status`"
+            )
+        return spec_id, entry
+
+    def _target(self, spec_id: str, serving: int | None, to: Any) -> Generation:
+        retained = self._generations.retained(spec_id)
+        numbers = ", ".join(str(one.number) for one in retained) or "none"
+        if to is not None:
+            found = next((one for one in retained if one.number == to), None)
+            if found is None:
+                raise Refused(f"{spec_id} has no generation {to}; retained are: {numbers}")
+            return found
+        if serving is None:
+            raise Refused(
+                f"{spec_id} serves nothing, so there is no earlier one; --to takes one of: {numbers}"
+            )
+        found = next((one for one in retained if one.number < serving), None)
+        if found is None:
+            raise Refused(f"{spec_id} serves generation {serving}, and none before it is retained: {numbers}")
+        return found
+
+    def _when_published(self, spec_id: str, done: str) -> Poll:
+        def poll() -> Answer | None:
+            entry = self._board.entries.get(spec_id)
+            if entry is None:
+                return Answer(False, f"{spec_id} has left the revision meanwhile")
+            if not self._settled(spec_id):
+                return None
+            data = {"state": entry.state, "generation": entry.generation, "serving": entry.serving}
+            if entry.error:
+                return Answer(
+                    False, f"{spec_id} {done}, but {entry.error.reason}: {entry.error.message}", data
+                )
+            return Answer(True, f"{spec_id} {done} and serves generation {entry.generation}", data)
+
+        return poll
+
+    def _settled(self, spec_id: str) -> bool:
+        entry = self._board.entries.get(spec_id)
+        if entry is None:
+            return True
+        published = self._publisher.published
+        waits = entry.state in {"pending", "building"} or self._work.has(spec_id)
+        return not waits and published is not None and published.entries.get(spec_id) == entry
+
+
+def _is_name(text: str) -> bool:
+    """Whether this can be a closure's name: nothing that leads out of store/."""
+    return text.replace("-", "").isalnum() and text.isascii()
+
+
+def _told(outcome: Outcome) -> Answer:
+    collected = outcome.collected
+    data = {
+        "removed": collected.removed,
+        "generations": collected.generations,
+        "bytes": outcome.freed_bytes,
+        "inodes": outcome.freed_inodes,
+        "in_trash": collected.in_trash,
+        "archives": outcome.evicted.archives,
+        "kept": {name: list(why) for name, why in collected.kept.items()},
+    }
+    words = f"{len(collected.removed)} closures and {collected.generations} generations removed"
+    return Answer(True, words, data)

@@ -1,0 +1,152 @@
+"""Puts the rooms together: all that one turn as the writer of one ROOT needs, from the settings."""
+
+import queue
+from collections.abc import Callable, Iterable
+
+from envfabric.build import cache
+from envfabric.build.environment import Builder
+from envfabric.build.interpreters import Interpreters
+from envfabric.build.resolve import Resolver
+from envfabric.build.uv import Uv
+from envfabric.index.publisher import Publisher
+from envfabric.loop.board import Board
+from envfabric.loop.collecting import Collecting, Schedule
+from envfabric.loop.orders import Orders
+from envfabric.loop.realise import Ray, Realiser
+from envfabric.loop.reconciler import Reconciler
+from envfabric.loop.repair import Repair
+from envfabric.loop.work import Work
+from envfabric.service.settings import Settings
+from envfabric.specs.policy import Policy
+from envfabric.specs.repository import Repository
+from envfabric.store.claims import Claims
+from envfabric.store.closures import Closures
+from envfabric.store.collect import Collector
+from envfabric.store.files import Files
+from envfabric.store.generations import Generations
+from envfabric.store.history import History
+from envfabric.store.leases import Leases
+from envfabric.store.pins import Pins
+from envfabric.store.requests import Inbox
+from envfabric.store.retention import Retention, Rules, Served, Serving
+from envfabric.store.root import Root
+from envfabric.store.usage import Usage
+from envfabric.store.writer import Writer
+from envfabric.telemetry.metrics import Metrics
+
+_FRESH = 3600.0
+"""Seconds for which an unused wheel stays in uv's cache even at low space: somebody may be about to link it."""
+
+
+def assemble(
+    settings: Settings,
+    root: Root,
+    files: Files,
+    repository: Repository,
+    writer: Writer,
+    uv: Uv,
+    metrics: Metrics,
+    *,
+    once: bool,
+) -> tuple[Reconciler, Publisher]:
+    """The loop for one turn as the writer, and what publishes for it."""
+    inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    closures, claims = Closures(root, files), Claims()
+    generations, pins = Generations(root, files), Pins(root, files)
+    usage, history = Usage(root, files), History(root, files)
+    publisher = Publisher(root, files, writer, generations)
+    board = Board(root, files, metrics, lambda: publisher.want(outcome=True))
+    realiser = Realiser(
+        root,
+        Policy(tuple(settings.policy.indexes), settings.ray.required),
+        Ray(settings.ray.version),
+        Interpreters(root, files, uv, settings.python, tuple(settings.pythons)),
+        Resolver(root, files, uv, closures.staging, settings.resolution_max_age),
+        Builder(closures, files, uv),
+        closures,
+        generations,
+        pins,
+        claims,
+    )
+    work = Work(board, repository, realiser, usage, metrics, settings.builders, inbox.put)
+
+    def serving() -> Served | None:
+        published = publisher.published
+        if published is None:
+            return None
+        found: dict[str, list[Serving]] = {one: [now] for one, now in board.serving().items()}
+        # What the index on the NAS names counts until it is replaced.
+        for spec_id, entry in published.entries.items():
+            found.setdefault(spec_id, []).append(Serving(entry.serving, entry.generation))
+        return found
+
+    def check() -> None:
+        collecting.still_writing()
+        writer.check()
+
+    def prune(hurry: bool) -> cache.Evicted:
+        # What left the store an hour ago may come back with the next commit; at low space it has to go.
+        age = _FRESH if hurry else max(_FRESH, settings.gc.grace)
+        try:
+            return cache.prune(uv, root, files, age, check)
+        except cache.CacheInUse:
+            return cache.Evicted(0, 0, 0)
+
+    def forget(names: Iterable[str]) -> None:
+        cache.forget(uv, root, names)
+
+    retention, leases, rules = retention_of(settings, root, files, closures, generations, pins, serving)
+    collector = Collector(
+        root, files, closures, generations, leases, claims, retention, rules, check, serving
+    )
+    schedule = Schedule(settings.gc.interval, settings.gc.min_free, prune)
+    collecting = Collecting(root, collector, usage, metrics, history, schedule, inbox.put)
+    repair = Repair(root, board, work, closures, generations, history, forget, inbox.put)
+    orders = Orders(
+        board,
+        work,
+        publisher,
+        closures,
+        generations,
+        pins,
+        collecting,
+        repair,
+        Inbox(root, files),
+        history,
+    )
+    reconciler = Reconciler(
+        repository,
+        writer,
+        closures,
+        usage,
+        pins,
+        retention.closures_left,
+        board,
+        work,
+        publisher,
+        orders,
+        collecting,
+        repair,
+        history,
+        metrics,
+        inbox,
+        interval=settings.interval,
+        once=once,
+    )
+    return reconciler, publisher
+
+
+def retention_of(
+    settings: Settings,
+    root: Root,
+    files: Files,
+    closures: Closures,
+    generations: Generations,
+    pins: Pins,
+    serving: Callable[[], Served | None],
+) -> tuple[Retention, Leases, Rules]:
+    """What is retained on ROOT by these settings; reading it needs no lock."""
+    gc = settings.gc
+    rules = Rules(gc.grace, gc.generations, gc.generation_age, gc.trash_age, gc.scan)
+    leases = Leases(root, files)
+    return Retention(root, files, closures, generations, pins, leases, rules, serving), leases, rules

@@ -1,0 +1,184 @@
+"""The collector: carries out what retention planned, by way of trash/.
+
+What goes is renamed into trash/ first and deleted later. Before each rename it looks once more at what
+came into use meanwhile, under the lock that every step of this daemon claims with.
+"""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from envfabric.store.claims import Claims
+from envfabric.store.closures import Closures, digest_of
+from envfabric.store.files import Files, Freed
+from envfabric.store.generations import Generations
+from envfabric.store.leases import Leases
+from envfabric.store.retention import Retention, Rules, Served
+from envfabric.store.root import Root
+from envfabric.telemetry import logs
+
+LEFTOVER_AGE = 3600.0
+"""Seconds after which what lies in staging/ and is locked by nobody is nobody's."""
+
+
+@dataclass(slots=True)
+class Collected:
+    """What a collection did."""
+
+    removed: list[str] = field(default_factory=list)
+    generations: int = 0
+    freed: Freed = field(default_factory=Freed)
+    """What came back on disk by emptying trash/."""
+    in_trash: int = 0
+    """Entries of trash/ that wait for their time."""
+    kept: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    leases: int = 0
+
+
+class Collector:
+    """The collector of one ROOT. One call at a time; any thread."""
+
+    def __init__(
+        self,
+        root: Root,
+        files: Files,
+        closures: Closures,
+        generations: Generations,
+        leases: Leases,
+        claims: Claims,
+        retention: Retention,
+        rules: Rules,
+        check: Callable[[], None],
+        serving: Callable[[], Served | None],
+    ) -> None:
+        """`check` raises where this process is no longer the writer; `serving` is retention's."""
+        self._root = root
+        self._files = files
+        self._closures = closures
+        self._generations = generations
+        self._leases = leases
+        self._claims = claims
+        self._retention = retention
+        self._rules = rules
+        self._check = check
+        self._serving = serving
+        self._log = logs.get()
+
+    def collect(self, *, hurry: bool = False) -> Collected:
+        """Removes what nothing uses; in a `hurry`, at low space, trash/ is emptied at once.
+
+        Raises `StoreError` (also `LostWriter`) and `OSError`; what was done until then is done.
+        """
+        self._check()
+        plan = self._retention.plan()
+        done = Collected(leases=plan.leases)
+        for spec_id, number in plan.drop:
+            done.generations += self._drop(spec_id, number)
+        if plan.drop:
+            # What only they used is unused since this moment.
+            plan = self._retention.plan()
+        done.kept = dict(plan.kept)
+        if plan.remove:
+            # The first look may be long ago by now.
+            runs = self._retention.running().closures
+            for name in plan.remove:
+                if name in runs:
+                    done.kept[name] = ("a process of this host runs from it",)
+                elif self._remove(name, plan.now):
+                    done.removed.append(name)
+                else:
+                    done.kept[name] = ("it came into use a moment ago",)
+        self._closures.recover(self._leftovers(plan.now))
+        self._empty_trash(plan.now, 0.0 if hurry else self._rules.trash_age, done)
+        self._empty_bytecode(plan.now, done)
+        return done
+
+    def _drop(self, spec_id: str, number: int) -> bool:
+        self._check()
+
+        def action() -> bool:
+            serving = self._serving() or {}
+            if any(one.generation == number for one in serving.get(spec_id, ())):
+                return False
+            self._generations.drop(spec_id, number)
+            return True
+
+        # A step that found this generation a moment ago is about to serve it.
+        if not self._claims.unless_claimed(spec_id, action):
+            return False
+        self._log.info("generation dropped", spec=spec_id, generation=number)
+        return True
+
+    def _remove(self, name: str, now: float) -> bool:
+        self._check()
+        path = self._root.closure(name)
+        trashed = self._root.trash / f"{name}.{uuid.uuid4().hex}"
+
+        def action() -> bool:
+            serving = self._serving() or {}
+            if any(one.name == name for served in serving.values() for one in served):
+                return False
+            if self._leases.on(name, now):
+                return False
+            self._files.rename(path, trashed)
+            # A holder writes its lease first and looks for the closure then, we rename first and look for
+            # leases then: one of the two sees the other.
+            if self._leases.on(name, now):
+                self._files.rename(trashed, path)
+                return False
+            return True
+
+        # Under the lock of the claims: a step of this daemon that needs it comes before or after.
+        if not self._claims.unless_claimed(digest_of(name), action):
+            return False
+        self._log.info("closure removed", digest=name)
+        # Killed before this: the next plan forgets what is not in the store.
+        self._retention.closures_left.forget(name)
+        self._leases.clean(name, now)
+        return True
+
+    def _empty_trash(self, now: float, age: float, done: Collected) -> None:
+        for path in _entries(self._root.trash):
+            with contextlib.suppress(FileNotFoundError):
+                # A rename sets the ctime, by the server's clock.
+                if now - path.lstat().st_ctime < age:
+                    done.in_trash += 1
+                    continue
+            self._check()
+            try:
+                freed = self._files.remove_tree(path)
+            except OSError as error:
+                # In use (NFS keeps .nfs… names for what a client has open): the next collection tries again.
+                done.in_trash += 1
+                self._log.warning("not removed from trash", path=str(path), error=str(error))
+                continue
+            done.freed.bytes += freed.bytes
+            done.freed.inodes += freed.inodes
+
+    def _empty_bytecode(self, now: float, done: Collected) -> None:
+        """Compiled files that no environment links any more."""
+        for folder, _, names in os.walk(self._root.bytecode):
+            for name in names:
+                path = self._root.bytecode / folder / name
+                with contextlib.suppress(FileNotFoundError):
+                    status = path.lstat()
+                    if status.st_nlink == 1 and now - status.st_ctime >= max(self._rules.grace, LEFTOVER_AGE):
+                        self._check()
+                        self._files.unlink(path)
+                        done.freed.add(status)
+
+    def _leftovers(self, now: float) -> set[str]:
+        """What lies in staging/ for so long that nobody is in the middle of making it."""
+        found = set()
+        for path in _entries(self._root.staging):
+            with contextlib.suppress(FileNotFoundError):
+                if now - path.lstat().st_ctime >= LEFTOVER_AGE:
+                    found.add(path.name.removesuffix(".lock"))
+        return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder / name for name in os.listdir(folder))

@@ -1,0 +1,51 @@
+"""When failed specs are tried again, and how often they were: kept on the NAS, so that a restart or
+another writer goes on waiting where this one stopped instead of storming a registry that is down.
+
+Times are the wall clock of the writer's host: a clock that is off costs a retry too early or too late.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from envfabric.store.files import Files
+from envfabric.store.root import Root
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """When a failed spec's content is tried again (seconds since 1970), and how often it was."""
+
+    tree: str
+    due: float
+    attempts: int
+
+
+def read_retries(root: Root) -> dict[str, Retry]:
+    """The retries that were kept, by spec id; none where nothing was, or nothing that is understood.
+
+    Raises `OSError`.
+    """
+    try:
+        raw = json.loads(_path(root).read_bytes())
+        return {
+            str(spec_id): Retry(str(tree), float(due), int(attempts))
+            for spec_id, (tree, due, attempts) in raw["retries"].items()
+        }
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def write_retries(root: Root, files: Files, retries: Mapping[str, Retry]) -> None:
+    """Keeps all retries, in one file. Raises `StoreError` and `OSError`."""
+    root.require_marker()
+    content = {
+        "schema": 1,
+        "retries": {spec_id: [one.tree, one.due, one.attempts] for spec_id, one in sorted(retries.items())},
+    }
+    files.write_atomic(_path(root), json.dumps(content).encode(), durable=False, via=root.staging)
+
+
+def _path(root: Root) -> Path:
+    return root.state / "retries.json"

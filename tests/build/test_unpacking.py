@@ -1,0 +1,122 @@
+"""A wheel is first installed by one build at a time; builds of known wheels never wait."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from envfabric.build.unpacking import Unpacking
+from support.waiting import wait_for
+
+
+def start(work: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+class Build:
+    """A build in a thread of its own, which ends when it is told to."""
+
+    def __init__(self, unpacking: Unpacking, *wheels: str, fails: bool = False) -> None:
+        self.entered = threading.Event()
+        self.end = threading.Event()
+        self.shared: bool | None = None
+
+        def work() -> None:
+            try:
+                with unpacking.of(wheels) as self.shared:
+                    self.entered.set()
+                    assert self.end.wait(30)
+                    if fails:
+                        raise ValueError
+            except ValueError:
+                pass
+
+        self.thread = start(work)
+
+    def finish(self) -> None:
+        self.end.set()
+        self.thread.join(30)
+
+
+def test_second_build_of_a_new_wheel_waits() -> None:
+    """Who wants a wheel that another build is the first to install waits; others go on at once."""
+    unpacking = Unpacking()
+    first = Build(unpacking, "a", "b")
+    assert first.entered.wait(30)
+    second, other = Build(unpacking, "b", "c"), Build(unpacking, "d")
+    assert other.entered.wait(30)
+    # Who waits holds nothing: c is free for others.
+    third = Build(unpacking, "c")
+    assert third.entered.wait(30)
+    assert not second.entered.is_set()
+    third.finish()
+    first.finish()
+    assert second.entered.wait(30)
+    for build in (second, other):
+        build.finish()
+
+
+def test_known_wheels_are_installed_at_once() -> None:
+    """After one build has installed a wheel, any number do it at the same time."""
+    unpacking = Unpacking()
+    with unpacking.of(["a"]):
+        pass
+    builds = [Build(unpacking, "a") for _ in range(3)]
+    assert all(build.entered.wait(30) and build.shared for build in builds)
+    for build in builds:
+        build.finish()
+
+
+def test_failed_build_leaves_the_wheel_to_the_next() -> None:
+    """A build that failed has not installed its wheels: one of those that waited is the first then."""
+    unpacking = Unpacking()
+    first = Build(unpacking, "a", fails=True)
+    assert first.entered.wait(30)
+    others = [Build(unpacking, "a"), Build(unpacking, "a")]
+    first.finish()
+    wait_for(lambda: any(one.entered.is_set() for one in others), message="nobody goes on")
+    assert not all(one.entered.is_set() for one in others)
+    for one in sorted(others, key=lambda one: not one.entered.is_set()):
+        assert one.entered.wait(30)
+        one.finish()
+
+
+def test_patience_ends() -> None:
+    """An endless build of another spec costs the sharing after a while, and not the build."""
+    unpacking = Unpacking(patience=0.05)
+    first = Build(unpacking, "a")
+    assert first.entered.wait(30)
+    with unpacking.of(["a"]) as shared:
+        assert not shared
+    first.finish()
+
+
+def test_forgotten_wheel_is_new_again() -> None:
+    """What was removed from the cache is unpacked by one build again."""
+    unpacking = Unpacking(patience=0.05)
+    with unpacking.of(["a"]):
+        pass
+    unpacking.forget(["a"])
+    first = Build(unpacking, "a")
+    assert first.entered.wait(30)
+    with unpacking.of(["a"]) as shared:
+        assert not shared
+    first.finish()
+
+
+@pytest.mark.parametrize("wheels", [("a",), ("a", "b")])
+def test_stop_lets_all_go(wheels: tuple[str, ...]) -> None:
+    """A daemon that stops waits for no wheel."""
+    unpacking = Unpacking()
+    first = Build(unpacking, "a")
+    assert first.entered.wait(30)
+    second = Build(unpacking, *wheels)
+    began = time.monotonic()
+    unpacking.stop()
+    assert second.entered.wait(30)
+    assert time.monotonic() - began < 10
+    first.finish()
+    second.finish()
