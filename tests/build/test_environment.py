@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from envfabric.build.cache import forget
 from envfabric.build.environment import Builder, Built, Recipe, recipe_from, recipe_of
 from envfabric.build.interpreters import Interpreter
 from envfabric.build.resolve import Resolver
@@ -22,6 +23,7 @@ from envfabric.store.closures import Closures
 from envfabric.store.files import Files
 from envfabric.store.root import Root
 from support.simple_index import SimpleIndex
+from support.waiting import wait_for
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -243,28 +245,87 @@ def test_wheel_changed_on_its_index_is_no_wrong_closure(
 
 
 def test_two_builds_at_once_share(
-    builder: Builder, recipe: MakeRecipe, root: Root, index: SimpleIndex
+    builder: Builder, recipe: MakeRecipe, root: Root, index: SimpleIndex, uv: Uv
 ) -> None:
-    """Two builds that want the same wheel with an empty cache unpack it once."""
-    modules = {f"wide/m{number}.py": f"N = {number}\n" for number in range(300)}
-    index.add_wheel("wide", "1.0", modules=modules)
+    """Two builds that want the same wheel with an empty cache fetch and unpack it once."""
+    index.add_wheel("wide", "1.0", modules={f"wide/m{number}.py": f"N = {number}\n" for number in range(300)})
     both = [recipe("wide", "gamma<2"), recipe("wide", "gamma>=2")]
-    start = threading.Barrier(2)
+    forget(uv, root, ["wide", "gamma"])
+    before = len(index.requests)
+    # uv's own lock on a wheel helps only where the second process need not ask again.
+    index.immutable = False
+    held = index.hold()
     done: dict[int, Built] = {}
 
     def work(number: int) -> None:
-        start.wait()
         done[number] = build(builder, both[number])
 
     threads = [threading.Thread(target=work, args=(number,)) for number in (0, 1)]
     for thread in threads:
         thread.start()
+    # Both have made their environments: what they do next is to install.
+    wait_for(lambda: len(list(root.staging.glob("*/closure/.venv/pyvenv.cfg"))) == 2, message="no two builds")
+    wait_for(lambda: [one for one in index.requests[before:] if "/wide-" in one], message="nothing asked for")
+    held.set()
     for thread in threads:
         thread.join(60)
     first, second = (installed(root, done[number], "wide/m0.py").parent for number in (0, 1))
     assert first != second
     assert all((first / name).samefile(second / name) for name in os.listdir(first))
     assert done[0].link_fallbacks == done[1].link_fallbacks == 0
+    assert len([one for one in index.requests[before:] if one.startswith("/files/wide-")]) == 1
+
+
+def test_lock_with_a_wrong_hash_empties_the_cache_once(
+    builder: Builder,
+    make_spec: Any,
+    recipe: MakeRecipe,
+    python: Interpreter,
+    resolver: Resolver,
+    runs: list[list[str]],
+) -> None:
+    """A committed hash that no file has is build-failed; trying it again does not take the cache from others."""
+    made = recipe("gamma", local=True)
+    (one,) = made.closure.distributions
+    lock = made.lock.replace(one.hash.encode(), b"sha256:" + b"0" * 64)
+    spec = make_spec("one", ["gamma"], local=True, files={"uv.lock": lock})
+    wrong = recipe_of(spec, resolver.resolve(spec, python, None))
+    runs.clear()
+    for _ in range(3):
+        error = refusal(builder, wrong)
+        assert error.reason is Reason.BUILD_FAILED
+        assert "Hash mismatch" in error.message
+    assert len([one for one in runs if one[:2] == ["cache", "clean"]]) == 1
+
+
+@pytest.mark.parametrize("local", [False, True], ids=["default-index", "own-index"])
+def test_warm_cache_is_shared_from_any_index(
+    builder: Builder, recipe: MakeRecipe, root: Root, index: SimpleIndex, local: bool
+) -> None:
+    """A wheel that is in the cache is fetched by no later build, also from an index whose answers may not be kept."""
+    index.immutable = False
+    first = build(builder, recipe("alpha", local=local))
+    asked = recipe("alpha", "gamma", local=local)
+    before = len(index.requests)
+    second = build(builder, asked)
+    assert [one for one in index.requests[before:] if "alpha" in one] == []
+    assert installed(root, first, "alpha/__init__.py").samefile(installed(root, second, "alpha/__init__.py"))
+
+
+def test_committed_lock_of_an_index_that_nobody_names_is_shared(
+    root: Root, files: Files, closures: Closures, recipe: MakeRecipe, index: SimpleIndex, tmp_path: Path
+) -> None:
+    """The index of a lock need be neither the spec's nor the fleet's for its wheels to be found in the cache."""
+    index.immutable = False
+    with SimpleIndex(tmp_path / "fleet") as fleet:
+        builder = Builder(closures, files, Uv(root, timeout=60, index=fleet.url))
+        first = build(builder, recipe("alpha"))
+        asked = recipe("alpha", "gamma")
+        before = len(index.requests)
+        second = build(builder, asked)
+        assert fleet.requests == []
+    assert [one for one in index.requests[before:] if "alpha" in one] == []
+    assert installed(root, first, "alpha/__init__.py").samefile(installed(root, second, "alpha/__init__.py"))
 
 
 def test_copies_are_counted_and_uv_is_quoted(

@@ -11,7 +11,7 @@ import pytest
 from envfabric.build.closure import Closure, Distribution
 from envfabric.build.hashing import only_wheels, with_hashes
 from envfabric.build.interpreters import Interpreter
-from envfabric.build.lockfile import read_lock
+from envfabric.build.lockfile import Lock, read_lock
 from envfabric.build.resolve import Resolution, Resolver
 from envfabric.build.uv import Finished, Uv
 from envfabric.core.errors import Reason, SpecError
@@ -145,6 +145,12 @@ name = "own"
 version = "1"
 source = { virtual = "." }
 """
+
+
+def read(text: str) -> Lock:
+    return read_lock(text.encode(), "wf/a/uv.lock")
+
+
 PYTHON = Interpreter("/p", "3.11.7", "cpython", "cpython-311", "linux-x86_64", "glibc 2.36")
 ONE = Distribution("one", "1.0", "one-1.0-py3-none-any.whl", "sha256:11")
 TWO = Distribution("two", "1.0", "two-1.0-py3-none-any.whl", "sha256:22")
@@ -156,18 +162,18 @@ URL, TWO_URL = (f"https://x.example/{one.wheel}" for one in (ONE, TWO))
 )
 def test_hash_is_put_in_for_uv_to_prove(weak: str) -> None:
     """The lock for a build has our hash where there was none, or one that can be forged; all else is the same."""
-    raw = (LOCK % weak).encode()
-    text, names = with_hashes(raw, Closure(PYTHON, (ONE, TWO)), "wf/a/uv.lock")
+    lock = read(LOCK % weak)
+    text, names = with_hashes(lock, Closure(PYTHON, (ONE, TWO)), "wf/a/uv.lock")
     assert names == ["one"]
-    found = {w["url"]: w.get("hash") for p in read_lock(text, "wf/a/uv.lock").packages for w in p["wheels"]}
+    found = {w["url"]: w.get("hash") for p in read(text).packages for w in p["wheels"]}
     assert (found[URL], found[TWO_URL]) == ("sha256:11", "sha256:22")
-    assert len(text.splitlines()) == len(raw.splitlines())
+    assert len(text.splitlines()) == len(lock.text.splitlines())
 
 
 def test_lock_with_hashes_is_left_alone() -> None:
     """Nothing is put into a lock that has all of them."""
-    raw = (LOCK % ', hash = "sha256:11"').encode()
-    assert with_hashes(raw, Closure(PYTHON, (ONE, TWO)), "wf/a/uv.lock") == (raw, [])
+    lock = read(LOCK % ', hash = "sha256:11"')
+    assert with_hashes(lock, Closure(PYTHON, (ONE, TWO)), "wf/a/uv.lock") == (lock.text, [])
 
 
 @pytest.mark.parametrize(
@@ -180,26 +186,23 @@ def test_lock_with_hashes_is_left_alone() -> None:
 def test_lock_of_another_closure_is_refused(other: Distribution) -> None:
     """A lock whose hash is not the closure's, or that lacks its wheel, is never built under that digest."""
     with pytest.raises(SpecError) as caught:
-        with_hashes((LOCK % ', hash = "sha256:11"').encode(), Closure(PYTHON, (other, TWO)), "wf/a/uv.lock")
+        with_hashes(read(LOCK % ', hash = "sha256:11"'), Closure(PYTHON, (other, TWO)), "wf/a/uv.lock")
     assert caught.value.reason is Reason.VALIDATION
 
 
 def test_lock_that_can_not_be_edited_is_refused() -> None:
     """A lock that is right as TOML and not written as uv does is refused with what to do."""
-    raw = (
-        (LOCK % "")
-        .replace('{ url = "https://x.example/one-1.0-py3', '{ "url" = "https://x.example/one-1.0-py3')
-        .encode()
-    )
+    start = '{ url = "https://x.example/one-1.0-py3'
+    lock = read((LOCK % "").replace(start, start.replace("url", '"url"')))
     with pytest.raises(SpecError, match="Run `uv lock`") as caught:
-        with_hashes(raw, Closure(PYTHON, (ONE, TWO)), "wf/a/uv.lock")
+        with_hashes(lock, Closure(PYTHON, (ONE, TWO)), "wf/a/uv.lock")
     assert caught.value.reason is Reason.LOCK_STALE
 
 
 @pytest.mark.parametrize("weak", ["", ', hash = "md5:aa"'])
 def test_reduced_lock_leaves_one_download(weak: str) -> None:
     """What uv is asked to hash is the wheels asked for: no other file without a hash stays in the lock."""
-    packages = read_lock(only_wheels(LOCK % weak, [URL]).encode(), "wf/a/uv.lock").packages
+    packages = read(only_wheels(LOCK % weak, [URL])).packages
     assert [(w["url"], w.get("hash")) for p in packages for w in p["wheels"]] == [
         (URL, None),
         (TWO_URL, "sha256:22"),

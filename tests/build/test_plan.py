@@ -1,6 +1,5 @@
 """What a new revision means for each spec: a comparison of data, no file and no process."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,12 +7,13 @@ import pytest
 
 from envfabric.core.errors import Reason
 from envfabric.index.document import Entry, Failure
-from envfabric.loop.plan import failed, make_plan, pending
+from envfabric.loop.plan import Found, failed, make_plan, pending
 from envfabric.specs.tree import SpecRef, Wanted
+from envfabric.store.pins import Pin
 
 OLD, NEW = "c" * 40, "d" * 40
 FAILURE = Failure(Reason.FETCH, "away", None, OLD, "then", "later")
-READY = Entry("ready", "t1", OLD, serving="digest", generation=3, python_version="3.11.7", pinned=True)
+READY = Entry("ready", "t1", OLD, serving="digest", generation=3, python_version="3.11.7")
 STALE = replace(READY, state="stale", error=FAILURE)
 FAILED = Entry("failed", "t1", OLD, error=FAILURE)
 
@@ -22,13 +22,16 @@ def ref(tree: str = "t1", refused: str | None = None) -> SpecRef:
     return SpecRef("wf/a", tree, (("pyproject.toml", "b"),), refused)
 
 
-def plan_one(
-    old: Entry | None, wanted: SpecRef, last: SpecRef | None, exists: Callable[[str], bool] | None = None
-) -> Any:
+def plan_one(old: Entry | None, wanted: SpecRef, last: SpecRef | None, found: Found | None = None) -> Any:
     """The plan of a revision with one spec."""
     before = {"wf/a": last} if last else {}
     entries = {"wf/a": old} if old else {}
-    return make_plan(NEW, Wanted({"wf/a": wanted}), before, entries, exists)
+    return make_plan(NEW, Wanted({"wf/a": wanted}), before, entries, found)
+
+
+def start(*, there: bool = True, **more: Any) -> Found:
+    """What a start finds on ROOT."""
+    return Found(lambda _: there, **more)
 
 
 def test_new_spec_is_pending() -> None:
@@ -64,33 +67,79 @@ def test_withdrawn_spec_is_removed() -> None:
 @pytest.mark.parametrize("state", ["pending", "building", "stale", "failed"])
 def test_start_tries_again_what_was_not_ready(state: Any) -> None:
     """At a start everything that was under way or had failed is looked into, although its content is known."""
-    plan = plan_one(replace(STALE, state=state), ref(), None, lambda digest: True)
+    plan = plan_one(replace(STALE, state=state), ref(), None, start())
     assert plan.changed == ["wf/a"]
     assert (plan.entries["wf/a"].state, plan.entries["wf/a"].error) == ("pending", None)
 
 
 @pytest.mark.parametrize("there", [True, False])
 def test_start_brings_back_what_the_store_lost(there: bool) -> None:
-    """At a start a ready spec is left alone only if its closure is in the store."""
+    """At a start a ready spec is left alone only if its closure is in the store; one that is gone is not named."""
     asked: list[str] = []
 
-    def exists(digest: str) -> bool:
-        asked.append(digest)
+    def exists(name: str) -> bool:
+        asked.append(name)
         return there
 
-    plan = plan_one(READY, ref(), None, exists)
-    assert asked == ["digest"]
+    plan = plan_one(READY, ref(), None, Found(exists))
+    assert set(asked) == {"digest"}
     assert plan.changed == ([] if there else ["wf/a"])
+    assert plan.lost == ({} if there else {"wf/a": 3})
+    assert plan.entries["wf/a"].serving == ("digest" if there else None)
+
+
+def test_start_heals_what_was_found_damaged() -> None:
+    """A damaged closure is served on, and the generation that was served is named for healing."""
+    plan = plan_one(READY, ref(), None, start(damaged={"digest"}))
+    assert (plan.changed, plan.lost) == (["wf/a"], {"wf/a": 3})
+    assert (plan.entries["wf/a"].serving, plan.entries["wf/a"].state) == ("digest", "pending")
+
+
+@pytest.mark.parametrize("old", [STALE, FAILED], ids=lambda entry: str(entry.state))
+def test_start_goes_on_waiting_for_a_retry(old: Entry) -> None:
+    """What failed and has a time for its next try is not tried at a start, and keeps its error."""
+    plan = plan_one(old, ref(), None, start(waiting={"wf/a"}))
+    assert plan.changed == []
+    assert plan.entries["wf/a"] is old
+
+
+@pytest.mark.parametrize("state", ["pending", "building"])
+def test_start_forgets_no_failure_that_was_never_published(state: Any) -> None:
+    """Killed between the retry's time and the index: a spec that is said to be under way is looked into."""
+    plan = plan_one(replace(STALE, state=state), ref(), None, start(waiting={"wf/a"}))
+    assert plan.changed == ["wf/a"]
+
+
+@pytest.mark.parametrize(
+    ("old", "pin", "parted"),
+    [
+        (READY, None, False),
+        (READY, Pin(2, "t1"), True),
+        (READY, Pin(3, "t1"), True),
+        (READY, Pin(2, "t0"), False),
+        (replace(READY, pinned=True), Pin(3, "t1"), False),
+        (replace(READY, pinned=True), Pin(2, "t1"), True),
+        (replace(READY, pinned=True), None, True),
+    ],
+    ids=["none", "unsaid", "unsaid same", "of other content", "held", "other", "taken away"],
+)
+def test_start_brings_pin_and_index_together(old: Entry, pin: Pin | None, parted: bool) -> None:
+    """A crash between a pin and the index leaves them saying different things: the start looks into it."""
+    plan = plan_one(old, ref(), None, start(pins={"wf/a": pin} if pin else {}))
+    assert plan.changed == (["wf/a"] if parted else [])
+
+
+@pytest.mark.parametrize(("tree", "pinned"), [("t1", True), ("t2", False)])
+def test_pin_ends_with_the_content_that_it_was_set_for(tree: str, pinned: bool) -> None:
+    """Content that is looked into again keeps its pin; other content has none."""
+    assert pending(replace(READY, pinned=True), ref(tree), NEW).pinned is pinned
 
 
 def test_store_is_not_asked_while_running() -> None:
     """After the first revision an unchanged spec costs no look into the store."""
 
-    def exists(digest: str) -> bool:
-        raise AssertionError(digest)
-
-    assert plan_one(READY, ref(), ref(), exists).changed == []
-    assert plan_one(READY, ref(), None, None).changed == []
+    assert plan_one(READY, ref(), ref()).changed == []
+    assert plan_one(READY, ref(), None).changed == []
 
 
 @pytest.mark.parametrize(

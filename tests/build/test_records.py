@@ -90,6 +90,14 @@ def test_digest_that_is_none_fits_nothing(tmp_path: Path, digest: str) -> None:
     ]
 
 
+def test_carried_along_record_is_none(tmp_path: Path) -> None:
+    """A .dist-info folder inside of a package, as bleach has one of html5lib, is not that of an installation."""
+    carried = tmp_path / SITE / "bleach/_vendor/html5lib-1.1.dist-info/RECORD"
+    carried.parent.mkdir(parents=True)
+    carried.write_text(f"html5lib/a.py,{coded(b'upstream')},1\n")
+    assert mismatches(tmp_path, entries(tmp_path, **at("bleach/_vendor/html5lib/a.py"))) == []
+
+
 def test_owner_of_a_path_is_named(tmp_path: Path) -> None:
     """The distribution whose RECORD lists a path is found, also for what lies outside of site-packages."""
     install(tmp_path, "../../../pyvenv.cfg,,\n", "Bad_One-1.0")

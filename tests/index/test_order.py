@@ -33,6 +33,7 @@ TEMPLATE = Generation(
     ray_version=None,
     lock_origin="resolved",
     runtime_env={"env_vars": {}, "working_dir": None, "excludes": []},
+    closure={},
 )
 
 

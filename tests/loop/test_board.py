@@ -7,12 +7,12 @@ import pytest
 
 from envfabric.core.errors import Reason, SpecError
 from envfabric.index.document import Entry
-from envfabric.loop import board as module
 from envfabric.loop.board import Board
-from envfabric.loop.plan import Plan, make_plan
+from envfabric.loop.plan import Found, Plan, make_plan
 from envfabric.specs.tree import SpecRef, Wanted
 from envfabric.store.files import Files
 from envfabric.store.prepare import init_root
+from envfabric.store.retries import Retry, read_retries, write_retries
 from envfabric.store.root import Root
 from envfabric.telemetry.metrics import Metrics
 
@@ -37,12 +37,12 @@ def test_passing_failure_is_woken_once_its_time_has_come(
     board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A failure that can pass says when it is tried again, later each time; by then it is pending."""
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
     delays = []
     for _ in range(3):
         board.fail("wf/a", SpecError(Reason.FETCH, "away"))
-        delays.append(board.retries["wf/a"].due - now)
+        delays.append(round(board.retries["wf/a"].due - now))
         assert board.wake_retries() == []
         now += delays[-1]
         assert board.wake_retries() == ["wf/a"]
@@ -65,17 +65,17 @@ def test_lasting_failure_ends_the_retries(board: Board) -> None:
 
 def test_retries_go_on_for_ever(board: Board) -> None:
     """However often something failed, the next retry comes after ten minutes at the most."""
-    board.retries["wf/a"] = module.Retry(0.0, 5000)
+    board.retries["wf/a"] = Retry("t1", 0.0, 5000)
     board.fail("wf/a", SpecError(Reason.FETCH, "away"))
     retry = board.retries["wf/a"]
     assert retry.attempts == 5001
-    assert retry.due - time.monotonic() == pytest.approx(600, abs=5)
+    assert retry.due - time.time() == pytest.approx(600, abs=5)
 
 
 def test_refused_spec_is_not_woken(board: Board) -> None:
     """A retry of content that is refused by now does not make the spec pending."""
     board.fail("wf/a", SpecError(Reason.FETCH, "away"))
-    board.retries["wf/a"] = module.Retry(0.0, 0)
+    board.retries["wf/a"] = Retry("t1", 0.0, 0)
     board.refs["wf/a"] = SpecRef("wf/a", "t1", (), "it is a symlink")
     assert board.wake_retries() == []
     assert board.entries["wf/a"].state == "failed"
@@ -88,7 +88,50 @@ def test_refused_spec_whose_closure_vanished_is_failed(board: Board) -> None:
         "c1", Wanted({"wf/a": refused}), {}, {"wf/a": Entry("ready", "t1", "c0", "digest", 1)}
     )
     assert first.entries["wf/a"].state == "stale"
-    again = make_plan("c1", Wanted({"wf/a": refused}), {}, first.entries, lambda _: False)
+    again = make_plan("c1", Wanted({"wf/a": refused}), {}, first.entries, Found(lambda _: False))
     entry = again.entries["wf/a"]
     assert (entry.state, entry.serving) == ("failed", None)
     assert again.changed == []
+
+
+def test_retries_outlive_the_board(root: Root, board: Board) -> None:
+    """Another writer goes on with the attempts and the time that the last one kept, for the same content."""
+    for _ in range(3):
+        board.fail("wf/a", SpecError(Reason.FETCH, "away"))
+    board.keep_retries()
+    kept = board.retries["wf/a"]
+    assert kept.attempts == 2
+    later = Board(root, Files(), Metrics(), lambda: None)
+    later.load_retries()
+    later.adopt("c1", Wanted({REF.id: REF}), make_plan("c1", Wanted({REF.id: REF}), {}, {}))
+    assert later.retries == {"wf/a": kept}
+    other = SpecRef("wf/a", "t2", ())
+    later.adopt("c2", Wanted({REF.id: other}), make_plan("c2", Wanted({REF.id: other}), {}, later.entries))
+    assert later.retries == {}
+    later.keep_retries()
+    assert read_retries(root) == {}
+
+
+def test_retries_wait_for_the_first_revision(root: Root) -> None:
+    """A retry that is due before the repository could be read ends nothing, and stays."""
+    write_retries(root, Files(), {"wf/a": Retry("t1", 0.0, 4), "wf/gone": Retry("t1", 0.0, 4)})
+    board = Board(root, Files(), Metrics(), lambda: None)
+    board.load_retries()
+    board.entries = {"wf/a": Entry("failed", "t1", "c0")}
+    assert board.wake_retries() == []
+    assert sorted(board.retries) == ["wf/a", "wf/gone"]
+
+
+def test_outcome_is_asked_for_until_an_order_comes(board: Board) -> None:
+    """What a step was begun for decides: a pin makes what is committed void, and unpinning the pin's."""
+    assert board.asks(REF, "wanted")
+    assert not board.asks(REF, "pinned")
+    board.pin("wf/a")
+    assert not board.asks(REF, "wanted")
+    assert board.asks(REF, "pinned")
+    assert not board.asks(REF, "healed")
+    board.heal["wf/a"] = 1
+    assert board.asks(REF, "healed")
+    board.unpin("wf/a")
+    assert board.asks(REF, "wanted")
+    assert not board.asks(SpecRef("wf/a", "t2", ()), "wanted")

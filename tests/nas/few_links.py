@@ -166,12 +166,13 @@ def measure(folder: Path, scratch: Path, closures: int, shared: int) -> list[tup
     names_in_all = sum(counted.links.values())
     add("modules in store/", f"{names_in_all} names, {len(counted.links)} inodes, {least} at the least")
     physical = sum(counted.inodes.values())
-    for what, by_us, by_hand in (
-        ("inodes under store/", told.inodes, len(counted.inodes)),
-        ("physical bytes", told.physical, physical),
-        ("files copied, not linked", told.copied, counted.alone),
+    # Two builders at the limit at one moment both renew the cache's file, and the first one's is alone again.
+    for what, by_us, by_hand, tolerance in (
+        ("inodes under store/", told.inodes, len(counted.inodes), len(counted.inodes) / 100),
+        ("physical bytes", told.physical, physical, physical / 100),
+        ("files copied, not linked", told.copied, counted.alone, names_in_all / 1000),
     ):
-        add(f"{what}: said, counted by hand", f"{by_us}, {by_hand}", abs(by_us - by_hand) <= by_hand / 100)
+        add(f"{what}: said, counted by hand", f"{by_us}, {by_hand}", abs(by_us - by_hand) <= tolerance)
     return rows
 
 
@@ -200,15 +201,23 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--closures", type=int, default=400)
     parser.add_argument("--packages", type=int, default=20, help="packages that all closures share")
+    parser.add_argument(
+        "--keep", action="store_true", help="leave the folder: 400 closures take long to remove"
+    )
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="envfabric-few-links-", dir=given.folder))
     with tempfile.TemporaryDirectory(prefix="envfabric-few-links-") as scratch:
         try:
             rows = measure(folder, Path(scratch), given.closures, given.packages)
         finally:
-            # Sealed folders are read-only: an ordinary user has to make them writable to remove them.
-            subprocess.run(["chmod", "-R", "u+w", folder], check=False)
-            shutil.rmtree(folder, ignore_errors=True)
+            if given.keep:
+                print(f"left: {folder}", file=sys.stderr)
+            else:
+                # Sealed folders are read-only: an ordinary user has to make them writable to remove them.
+                subprocess.run(
+                    ["find", folder, "-type", "d", "-exec", "chmod", "u+w", "{}", "+"], check=False
+                )
+                shutil.rmtree(folder, ignore_errors=True)
     print("| what | figure |\n|---|---|")
     for what, figure, good in rows:
         print(f"| {what} | {figure}{'' if good else ' **wrong**'} |")

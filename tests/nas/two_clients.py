@@ -302,8 +302,8 @@ def measure(mounts: tuple[Path, Path], prefixes: tuple[list[str], list[str]], wa
 
 
 def remove(folder: Path) -> None:
-    """Removes what sealed folders there are."""
-    subprocess.run(["chmod", "-R", "u+w", folder], check=False)
+    """Removes the folder; sealed ones in it are made writable first."""
+    subprocess.run(["find", folder, "-type", "d", "-exec", "chmod", "u+w", "{}", "+"], check=False)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from envfabric.client import index as client
 from envfabric.core.errors import ConfigError
-from envfabric.service.settings import Settings, address, load_settings, variables
+from envfabric.service.settings import GcSettings, Settings, address, load_settings, variables
 
 
 @pytest.fixture(autouse=True)
@@ -81,10 +81,11 @@ def test_variables_have_the_settings_types(
 def test_every_setting_has_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever can stand in the file is a variable, too, tables by their keys, and each is accepted."""
     known = variables()
-    plain = [name for name in Settings.model_fields if name not in ("ray", "policy")]
+    plain = [name for name in Settings.model_fields if name not in ("ray", "policy", "gc")]
     assert {f"ENVFABRIC_{name.upper()}" for name in plain} <= set(known)
     assert {"ENVFABRIC_RAY__VERSION", "ENVFABRIC_RAY__REQUIRED", "ENVFABRIC_POLICY__INDEXES"} <= set(known)
-    assert not {"ENVFABRIC_RAY", "ENVFABRIC_POLICY"} & set(known)
+    assert {f"ENVFABRIC_GC__{name.upper()}" for name in GcSettings.model_fields} <= set(known)
+    assert not {"ENVFABRIC_RAY", "ENVFABRIC_POLICY", "ENVFABRIC_GC"} & set(known)
 
 
 @pytest.mark.parametrize("place", ["flag", "variable", "here", "etc"])
@@ -153,6 +154,11 @@ def test_unknown_variable_names_the_nearest(monkeypatch: pytest.MonkeyPatch, nam
         ("log_level = 'loud'", "log_level"),
         ("pythons = '/usr/bin'", "pythons"),
         ("root = 3", "root"),
+        ("leases = 3", "leases"),
+        ("[gc]\ngrace = -1", "gc.grace"),
+        ("[gc]\ngenerations = 0", "gc.generations"),
+        ("[gc]\nmin_free = 100", "gc.min_free"),
+        ("[gc]\nscan = 'perhaps'", "gc.scan"),
         ("[ray]\nversion = '2'", "ray.version"),
         ("[ray]\nversion = 'newest'", "ray.version"),
         ("[ray]\nrequired = 'perhaps'", "ray.required"),

@@ -1,5 +1,6 @@
 """Closures: from staging to store/, sealed and complete or not there at all."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -14,20 +15,20 @@ import pytest
 
 from envfabric.core.errors import StoreError
 from envfabric.store import manifest as manifest_module
-from envfabric.store.closures import Closures
+from envfabric.store.closures import Closures, digest_of
 from envfabric.store.files import Files
 from envfabric.store.root import Root
 from envfabric.store.usage import walk_inodes
-from store.faults import CODES, each_fault, each_kill, in_process
+from store.faults import CODES, each_fault, each_kill, exit_code, in_process, start
 from store.small_venv import METADATA, ODD_NAMES, PACKAGES, assert_whole, build, fill, manifest, publish
 from support.waiting import wait_for
 
 
 def test_built_environment_gets_into_the_store(root: Root, closures: Closures) -> None:
     """What was staged is in the store under its digest, described, with nothing left in staging."""
-    assert not closures.exists("d1")
+    assert not closures.present("d1")
     inodes = build(closures, root, "d1", "alpha", "beta")
-    assert closures.exists("d1")
+    assert closures.present("d1")
     assert os.listdir(root.store) == ["d1"]
     assert os.listdir(root.staging) == []
     assert_whole(root.closure("d1"))
@@ -78,7 +79,7 @@ def test_manifest_is_true_of_every_path(root: Root, closures: Closures) -> None:
     assert ["l", ".venv/bin/python", os.readlink(root.python("d1"))] in lines
     assert ["d", ".venv", "0o555"] in lines
     raw = (root.closure("d1") / "manifest").read_bytes()
-    assert raw.count(b"\n") == len(lines), "an odd name makes no line of its own"
+    assert raw.count(b"\n") == len(lines) + 1, "an odd name makes no line of its own"
 
 
 def test_shared_file_is_read_once(root: Root, closures: Closures, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,8 +114,9 @@ def test_copies_are_counted(root: Root, closures: Closures, place: str, copies: 
     with closures.staging() as staging:
         fill(root, staging.venv)
         (staging.closure / place).write_text("not linked")
-        inventory = closures.seal(staging, METADATA, "")
+        inventory = closures.seal(staging)
         assert inventory.copied == copies
+        closures.describe(staging, inventory, METADATA, "")
         assert json.loads((staging.closure / "metadata.json").read_bytes())["link_fallbacks"] == copies
 
 
@@ -167,7 +169,7 @@ def test_fault_at_any_step_leaves_nothing_or_all(root: Root, code: int) -> None:
         else:
             assert_whole(root.closure("d1"))
             last = steps.failed and steps.seen[steps.fail_at or 0][0]
-            assert last in (False, "remove"), "only cleaning up may fail without a word"
+            assert last in (False, "remove", "unlink"), "only cleaning up may fail without a word"
             Files().remove_tree(root.closure("d1"))
             if last:
                 assert Closures(root, Files()).recover() == set()
@@ -184,9 +186,9 @@ def test_kill_at_any_step_leaves_nothing_or_all(root: Root, closures: Closures) 
     for number, run in each_kill():
         digest = f"d{number}"
         run(partial(build_with, root, digest))
-        outcomes.add(closures.exists(digest))
-        assert root.closure(digest).exists() == closures.exists(digest)
-        if closures.exists(digest):
+        outcomes.add(closures.present(digest))
+        assert root.closure(digest).exists() == closures.present(digest)
+        if closures.present(digest):
             assert_whole(root.closure(digest))
         assert closures.recover() == set()
         assert os.listdir(root.staging) == []
@@ -197,7 +199,7 @@ def test_failed_build_leaves_nothing(root: Root, closures: Closures) -> None:
     """An exception in a build, also of one that is sealed already, removes its staging folder."""
     with pytest.raises(RuntimeError, match="uv failed"), closures.staging() as staging:
         fill(root, staging.venv)
-        closures.seal(staging, METADATA, "")
+        closures.seal(staging)
         raise RuntimeError("uv failed")
     assert os.listdir(root.staging) == os.listdir(root.store) == []
 
@@ -207,7 +209,7 @@ def test_lost_mount_stops_a_build(root: Root, closures: Closures) -> None:
     marker = root.marker.read_bytes()
     with pytest.raises(StoreError, match="is the NAS mounted"), closures.staging() as staging:
         fill(root, staging.venv)
-        inventory = closures.seal(staging, METADATA, "")
+        inventory = closures.seal(staging)
         root.marker.unlink()
         closures.publish(staging, "d1", inventory)
     with pytest.raises(StoreError, match="is the NAS mounted"), closures.staging():
@@ -310,7 +312,177 @@ def test_recovery_goes_on_past_what_can_not_be_removed(root: Root, operation: st
 def test_manifest_is_sorted_by_path(root: Root, closures: Closures) -> None:
     """The lines of a manifest come in the order of their paths, whatever kind each one is of."""
     build(closures, root, "d1", "alpha", "beta")
-    lines = (root.closure("d1") / "manifest").read_text("ascii").splitlines()
-    paths = [json.loads(line)[1] for line in lines]
+    lines = manifest(root.closure("d1"))
+    paths = [str(line[1]) for line in lines]
     assert paths == sorted(paths)
-    assert {json.loads(line)[0] for line in lines} == {"d", "f", "l"}
+    assert {line[0] for line in lines} == {"d", "f", "l"}
+
+
+def test_damaged_closure_is_built_beside(root: Root, closures: Closures) -> None:
+    """After a mark the digest is built as <digest>-2, after two marks as <digest>-3; no damaged name comes back."""
+    build(closures, root, "d1")
+    assert (closures.locate("d1"), closures.usable("d1")) == ("d1", True)
+    closures.mark_damaged("d1", ["bin/tool: other content"])
+    assert (closures.locate("d1"), closures.usable("d1"), closures.present("d1")) == (None, False, True)
+    build(closures, root, "d1")
+    assert closures.locate("d1") == "d1-2"
+    assert_whole(root.closure("d1-2"))
+    closures.mark_damaged("d1-2", [])
+    Files().remove_tree(root.closure("d1"))
+    later = Closures(root, Files())
+    assert later.damaged() == {"d1", "d1-2"}
+    assert later.locate("d1") is None
+    build(later, root, "d1")
+    assert later.locate("d1") == "d1-3"
+    assert sorted(os.listdir(root.store)) == ["d1-2", "d1-3"]
+    assert digest_of("d1-3") == digest_of("d1") == "d1"
+    marked = json.loads((root.state / "damaged" / "d1.json").read_bytes())
+    assert marked["findings"] == ["bin/tool: other content"]
+
+
+def test_kill_at_any_step_of_marking(root: Root, closures: Closures) -> None:
+    """Killed at any step, a closure is marked or is not; a mark that was there stays, and nothing else is one."""
+    outcomes = set()
+    closures.mark_damaged("d0", [])
+    for number, run in each_kill():
+        name = f"d1-{number + 2}"
+
+        def mark(files: Files, name: str = name) -> None:
+            Closures(root, files).mark_damaged(name, ["found"])
+
+        killed = run(mark)
+        marked = Closures(root, Files()).damaged()
+        assert marked - {name} >= {"d0"}
+        assert {one for one in marked if one.startswith(".")} == set()
+        assert killed or name in marked
+        outcomes.add(name in marked)
+    assert outcomes == {True, False}
+
+
+@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
+def test_mark_that_failed_is_none(root: Root, code: int) -> None:
+    """Whichever step of a mark fails, this process believes what is on the NAS, and the next try marks it."""
+    for steps in each_fault(code):
+        closures = Closures(root, Files(steps))
+        with contextlib.suppress(OSError):
+            closures.mark_damaged("d1", [])
+        assert closures.damaged() == Closures(root, Files()).damaged()
+        Closures(root, Files()).mark_damaged("d1", [])
+        assert Closures(root, Files()).damaged() == {"d1"}
+        (root.state / "damaged" / "d1.json").unlink()
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_marks_that_can_not_be_read_are_not_gone(
+    root: Root, closures: Closures, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Where the marks can't be read nothing is published as undamaged, and the next try reads them."""
+    build(closures, root, "d1")
+    closures.mark_damaged("d1", [])
+    later = Closures(root, Files())
+    real = os.listdir
+
+    def listdir(path: Path) -> list[str]:
+        if Path(path).name == "damaged":
+            raise OSError(code, os.strerror(code), str(path))
+        return real(path)
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "listdir", listdir)
+        for ask in (later.usable, later.locate):
+            with pytest.raises(OSError, match=os.strerror(code)):
+                ask("d1")
+    assert later.locate("d1") is None
+
+
+def test_lost_mount_takes_no_mark(root: Root, closures: Closures) -> None:
+    """Below a mount point without its NAS nothing is made."""
+    root.path.rename(root.path.with_name("away"))
+    root.path.mkdir()
+    with pytest.raises(StoreError, match="is the NAS mounted"):
+        closures.mark_damaged("d1", [])
+    assert os.listdir(root.path) == []
+
+
+@pytest.mark.parametrize("gone", ["metadata.json", ".venv/bin/python", "interpreter"])
+def test_closure_without_what_it_needs_is_not_there(root: Root, closures: Closures, gone: str) -> None:
+    """A closure that lost its metadata, its python or the interpreter behind it is not present: it is built anew."""
+    base = root.path / "pythons" / "python3"
+    base.write_text("#!/bin/sh\n")
+    build(closures, root, "d1")
+    python = root.closure("d1") / ".venv" / "bin" / "python"
+    (root.closure("d1") / ".venv" / "bin").chmod(0o755)
+    python.unlink()
+    python.symlink_to(base)
+    assert closures.present("d1")
+    (base if gone == "interpreter" else root.closure("d1") / gone).unlink()
+    assert not closures.present("d1")
+    assert closures.locate("d1") is None
+    build(closures, root, "d1")
+    assert_whole(root.closure("d1"))
+    (moved,) = os.listdir(root.trash)
+    assert moved.startswith("d1.")
+
+
+def test_two_processes_that_build_one_digest(root: Root) -> None:
+    """Two builders in two processes that publish one digest at the same time end as one whole closure."""
+    for number in range(6):
+        digest = f"d{number}"
+        (ready, tell_ready), (wait, go) = os.pipe(), os.pipe()
+
+        def race(digest: str = digest, pipes: tuple[int, ...] = (tell_ready, wait, go)) -> None:
+            os.close(pipes[2])
+            closures = Closures(root, Files())
+            with closures.staging() as staging:
+                fill(root, staging.venv, f"alpha{os.getpid()}")
+                inventory = closures.seal(staging)
+                closures.describe(staging, inventory, METADATA | {"digest": digest}, f"built {digest}\n")
+                os.write(pipes[0], b"x")
+                os.read(pipes[1], 1)
+                name, inodes = closures.publish(staging, digest, inventory)
+            assert name == digest
+            assert inodes == walk_inodes(root.closure(digest))
+
+        children = [start(race) for _ in range(2)]
+        got = b""
+        while len(got) < len(children):
+            got += os.read(ready, 2)
+        for descriptor in (go, wait, ready, tell_ready):
+            os.close(descriptor)
+        assert [exit_code(child) for child in children] == [0, 0]
+        assert_whole(root.closure(digest))
+        assert len(list((root.closure(digest) / PACKAGES).glob("alpha*[0-9]"))) == 1
+        assert os.listdir(root.staging) == os.listdir(root.trash) == []
+
+
+def test_publication_that_was_cut_off_finds_nothing(root: Root) -> None:
+    """A builder that is held before its rename while another writer begins brings nothing into the store."""
+    late = False
+
+    def step(operation: str, path: Path) -> None:
+        nonlocal late
+        if operation == "rename" and path == root.closure("d1") and not late:
+            late = True
+            # The NAS freed this builder's lock meanwhile, and the next writer emptied staging.
+            for name in os.listdir(root.staging):
+                Files().remove_tree(root.staging / name)
+            build(Closures(root, Files()), root, "d1", "alpha", "beta")
+
+    name_and_inodes = build(Closures(root, Files(step)), root, "d1", "alpha")
+    assert late
+    assert_whole(root.closure("d1"))
+    assert (root.closure("d1") / PACKAGES / "beta").is_dir(), "the later builder's closure stays"
+    assert name_and_inodes == walk_inodes(root.closure("d1"))
+
+
+def test_publication_that_was_cut_off_and_has_no_follower(root: Root) -> None:
+    """Where nobody else built it, a builder whose staging was emptied fails, and the store stays empty."""
+
+    def step(operation: str, path: Path) -> None:
+        if operation == "rename" and path == root.closure("d1"):
+            for name in os.listdir(root.staging):
+                Files().remove_tree(root.staging / name)
+
+    with pytest.raises(FileNotFoundError):
+        build(Closures(root, Files(step)), root, "d1")
+    assert os.listdir(root.store) == os.listdir(root.staging) == []

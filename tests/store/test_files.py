@@ -1,17 +1,20 @@
 """The seam of file operations: old or new, never torn, never missing, and nothing left behind."""
 
 import contextlib
+import ctypes
 import errno
 import os
 import resource
 import stat
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from envfabric.store.files import Files
+from envfabric.store import files as files_module
+from envfabric.store.files import Files, stamp
 from store.faults import CODES, each_fault, each_kill
 
 Operation = Callable[[Files, Path], None]
@@ -41,6 +44,14 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def flush(files: Files, at: Path) -> None:
+    descriptor = os.open(at, os.O_RDONLY)
+    try:
+        files.flush(descriptor, at)
+    finally:
+        os.close(descriptor)
+
+
 OPERATIONS: dict[str, Operation] = {
     "make_folder": lambda files, at: files.make_folder(at / "new"),
     "write_atomic": lambda files, at: files.write_atomic(at / "file", b"new"),
@@ -49,7 +60,7 @@ OPERATIONS: dict[str, Operation] = {
     "rename": lambda files, at: files.rename(at / "folder", at / "new"),
     "symlink": lambda files, at: files.symlink(at / "new", "target"),
     "unlink": lambda files, at: files.unlink(at / "file"),
-    "flush": lambda files, at: files.flush(at),
+    "flush": flush,
     "remove_tree": lambda files, at: files.remove_tree(at / "folder"),
 }
 
@@ -114,10 +125,177 @@ def test_missing_parents_are_readable_by_others(tmp_path: Path, umask: int) -> N
     """make_folder makes every folder that is missing on the way 0755, and leaves those that are there alone."""
     (tmp_path / "there").mkdir()
     (tmp_path / "there").chmod(0o700)
-    Files().make_folder(tmp_path / "there" / "a" / "b" / "c")
+    Files().make_folder(tmp_path / "there" / "a" / "b" / "c", tmp_path / "there")
     for path in ("there/a", "there/a/b", "there/a/b/c"):
         assert stat.S_IMODE((tmp_path / path).stat().st_mode) == 0o755
     assert stat.S_IMODE((tmp_path / "there").stat().st_mode) == 0o700
+
+
+def test_nothing_is_made_below_what_is_not_there(tmp_path: Path) -> None:
+    """Below a folder that has to be there, and is not, no folder is made: a mount point may have lost its NAS."""
+    nas = tmp_path / "nas"
+    with pytest.raises(FileNotFoundError):
+        Files().make_folder(nas / "envs")
+    with pytest.raises(FileNotFoundError):
+        Files().make_folder(nas / "state" / "pins" / "wf", nas / "state")
+    with pytest.raises(ValueError, match="is not below"):
+        Files().make_folder(tmp_path / "other" / "wf", nas)
+    assert os.listdir(tmp_path) == []
+
+
+def test_file_is_not_written_below_a_mount_point_without_its_mount(place: Path) -> None:
+    """What is written by way of another folder needs that folder: without it the old file stays, and nothing new."""
+    before = content(place)
+    for operation in (
+        lambda: Files().write_atomic(place / "file", b"new", via=place / "staging"),
+        lambda: Files().flip_symlink(place / "link", "new", via=place / "staging"),
+    ):
+        with pytest.raises(FileNotFoundError):
+            operation()
+        assert content(place) == before
+
+
+@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
+def test_file_that_is_written_elsewhere_first(place: Path, code: int) -> None:
+    """By way of another folder too a file is old or new, whole, and nothing of a failed one stays in either."""
+    (place / "staging").mkdir()
+    before = content(place)
+    for steps in each_fault(code):
+        with contextlib.suppress(OSError):
+            Files(steps).write_atomic(place / "file", b"new", via=place / "staging")
+        if steps.failed:
+            assert content(place) == before
+    assert (place / "file").read_bytes() == b"new"
+    assert os.listdir(place / "staging") == []
+
+
+def test_late_rename_finds_its_file_gone(place: Path) -> None:
+    """A writer that was cut off between writing and renaming replaces nothing once staging was emptied."""
+    staging = place / "staging"
+    staging.mkdir()
+
+    def step(operation: str, path: Path) -> None:
+        if operation == "rename":
+            # Here the next writer empties staging and writes its own.
+            Files().remove_tree(staging)
+            staging.mkdir()
+            Files().write_atomic(path, b"the next writer's", via=staging)
+
+    with pytest.raises(FileNotFoundError):
+        Files(step).write_atomic(place / "file", b"late", via=staging)
+    assert (place / "file").read_bytes() == b"the next writer's"
+
+
+def test_stamp_is_of_what_was_written(place: Path) -> None:
+    """write_atomic's stamp is that of its own file, also where another replaces it at that very moment."""
+    path = place / "file"
+    written = Files().write_atomic(path, b"one")
+    assert written == stamp(path.stat())
+    real = Files.sync_folder
+
+    class Overtaken(Files):
+        def sync_folder(self, path: Path) -> None:
+            real(self, path)
+            Files().write_atomic(path / "other", b"two")
+            (path / "other").replace(path / "file")
+
+    written = Overtaken().write_atomic(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert written != stamp(path.stat())
+
+
+def test_failed_file_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new file that could not be written to its end is not there: the next try makes it, whole."""
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            Files().write_new(tmp_path / "new", b"data", durable=True)
+    Files().write_new(tmp_path / "new", b"data", durable=True)
+    with pytest.raises(FileExistsError):
+        Files().write_new(tmp_path / "new", b"other")
+    assert (tmp_path / "new").read_bytes() == b"data"
+
+
+def test_link_finds_its_own_work(place: Path) -> None:
+    """Where the answer to a link was lost and the second try finds it done, it is done; another's file is not ours."""
+    files = Files()
+    files.link(place / "file", place / "again")
+    # What NFS says to the second try of the same call.
+    files.link(place / "file", place / "again")
+    (place / "same").write_bytes((place / "file").read_bytes())
+    (place / "leads-here").symlink_to("file")
+    for name in ("same", "leads-here", "link"):
+        with pytest.raises(FileExistsError):
+            files.link(place / "file", place / name)
+
+
+def test_removal_tells_what_came_back(tmp_path: Path) -> None:
+    """Bytes and inodes of a removal are what du counts less: a file that has another name gives nothing back."""
+    tree = tmp_path / "tree"
+    (tree / "a" / "b").mkdir(parents=True)
+    (tree / "a" / "b" / "own").write_bytes(b"x" * 50_000)
+    (tree / "a" / "twice").write_bytes(b"x" * 20_000)
+    os.link(tree / "a" / "twice", tree / "again")
+    (tree / "link").symlink_to("nowhere")
+    (tmp_path / "kept").write_bytes(b"x" * 90_000)
+    os.link(tmp_path / "kept", tree / "shared")
+
+    def blocks() -> tuple[int, int]:
+        found = {path.lstat().st_ino: path.lstat().st_blocks * 512 for path in tmp_path.rglob("*")}
+        return sum(found.values()), len(found)
+
+    before = blocks()
+    freed = Files().remove_tree(tree)
+    after = blocks()
+    assert (freed.bytes, freed.inodes) == (before[0] - after[0], before[1] - after[1])
+    assert (tmp_path / "kept").stat().st_nlink == 1
+
+
+def test_removal_of_what_is_nested_deeply(tmp_path: Path) -> None:
+    """Folders nested deeper than Python recurses, as a wheel may bring them, are removed like others."""
+    here = tmp_path / "top"
+    here.mkdir()
+    descriptor = os.open(here, os.O_RDONLY)
+    try:
+        # By descriptors: the whole path is far longer than a path may be.
+        for _ in range(1200):
+            os.mkdir("d", dir_fd=descriptor)
+            inner = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = inner
+    finally:
+        os.close(descriptor)
+    assert Files().remove_tree(here).inodes == 1201
+    assert os.listdir(tmp_path) == []
+
+
+def test_flush_tells_of_errors_since_its_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the file system is an `OSError` that names what was flushed."""
+
+    class Broken:
+        def syncfs(self, _: int) -> int:
+            ctypes.set_errno(errno.EIO)
+            return -1
+
+    monkeypatch.setattr(files_module, "_LIBC", Broken())
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        flush(Files(), tmp_path)
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(tmp_path))
+
+
+def test_server_time_is_the_file_systems(tmp_path: Path) -> None:
+    """The server's clock is read off a file that is new, and nothing of it stays; also where a step fails."""
+    before = time.time()
+    told = Files().server_time(tmp_path)
+    assert before - 5 < told < time.time() + 5
+    for steps in each_fault(errno.EIO):
+        with contextlib.suppress(OSError):
+            Files(steps).server_time(tmp_path)
+        assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ ONE = Generation(
     ray_version=None,
     lock_origin="resolved",
     runtime_env={"env_vars": {"A": "ä"}, "working_dir": None, "excludes": ["*.log"]},
+    closure={"schema": 1, "distributions": []},
 )
 CONTENT = Content(pyproject=b"[project]\n", lock=b"version = 1\n")
 
@@ -139,7 +140,7 @@ def test_generation_without_its_files_is_no_match(root: Root, generations: Gener
     first = generations.record(ONE, CONTENT)
     (root.generations / "wf" / "a" / "1" / name).unlink()
     assert generations.record(ONE, CONTENT).number == 2
-    assert (generations.lock(first) is None) == (name == "uv.lock")
+    assert generations.content(first) is generations.lock(first) is None
 
 
 def test_retained_is_newest_first(root: Root, generations: Generations) -> None:
@@ -234,3 +235,169 @@ def test_failed_flip_serves_the_old_generation(root: Root, generations: Generati
         except OSError as error:
             assert error.errno == errno.EIO
     assert os.readlink(link).endswith("/2")
+
+
+def record(generations: Generations, *digests: str) -> None:
+    for digest in digests:
+        generations.record(replace(ONE, digest=digest), CONTENT)
+
+
+@pytest.mark.parametrize("dropped", [[3], [3, 2], [2, 3], [1, 2, 3], [3, 2, 1]])
+def test_number_of_a_dropped_generation_is_not_given_again(
+    root: Root, generations: Generations, dropped: list[int]
+) -> None:
+    """Whichever generations are collected, in whichever order, the next one's number is new."""
+    record(generations, "d1", "d2", "d3")
+    for number in dropped:
+        generations.drop("wf/a", number)
+        assert generations.read("wf/a", number) is None
+    later = Generations(root, Files())
+    assert later.numbers("wf/a") == sorted({1, 2, 3} - set(dropped))
+    assert later.record(replace(ONE, digest="d4"), CONTENT).number == 4
+    assert len(names(root.trash)) == len(dropped)
+    assert names(root.staging) == []
+
+
+def test_dropped_content_comes_back_under_a_new_number(generations: Generations) -> None:
+    """What was collected is no longer the same generation: equal content is published as a new one."""
+    record(generations, "d1", "d2")
+    generations.drop("wf/a", 1)
+    assert generations.record(replace(ONE, digest="d1"), CONTENT).number == 3
+
+
+def test_kill_at_any_step_of_a_drop(root: Root, generations: Generations) -> None:
+    """Killed at any step of a drop, the generation is whole or gone, and its number is never given again."""
+    outcomes = set()
+    record(generations, "first")
+    for number, run in each_kill():
+        made = generations.record(replace(ONE, digest=f"d{number}"), CONTENT)
+        killed = run(lambda files, made=made: Generations(root, files).drop("wf/a", made.number))
+        left = generations.read("wf/a", made.number)
+        assert left in (None, made)
+        assert killed or left is None
+        outcomes.add(left is None)
+        assert Closures(root, Files()).recover() == set()
+        later = Generations(root, Files())
+        assert later.record(replace(ONE, digest=f"next{number}"), CONTENT).number == made.number + 1
+        assert later.read("wf/a", 1) is not None
+    assert outcomes == {True, False}
+
+
+@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
+def test_fault_at_any_step_of_a_drop(root: Root, generations: Generations, code: int) -> None:
+    """Whichever step of a drop fails, the generation is as it was, and its number stays its own."""
+    record(generations, "d1", "d2")
+    for steps in each_fault(code):
+        try:
+            Generations(root, Files(steps)).drop("wf/a", 2)
+        except OSError as error:
+            assert error.errno == code
+            assert [one.number for one in generations.retained("wf/a")] == [2, 1]
+    assert generations.record(replace(ONE, digest="d3"), CONTENT).number == 3
+
+
+def test_generation_that_was_cut_off_finds_nothing(root: Root, generations: Generations) -> None:
+    """A writer that was cut off before its rename makes no generation once staging was emptied."""
+    record(generations, "d1")
+
+    def step(operation: str, path: Path) -> None:
+        if operation == "rename":
+            for name in os.listdir(root.staging):
+                Files().remove_tree(root.staging / name)
+            record(generations, "the-next-writers")
+
+    with pytest.raises(FileNotFoundError):
+        record(Generations(root, Files(step)), "late")
+    assert [one.digest for one in generations.retained("wf/a")] == ["the-next-writers", "d1"]
+
+
+def test_two_writers_never_share_a_number(root: Root, generations: Generations) -> None:
+    """Where two writers want the same number, the second one fails, and what the first one wrote stays."""
+
+    def step(operation: str, path: Path) -> None:
+        if operation == "rename":
+            record(generations, "first")
+
+    with pytest.raises(OSError, match="not empty|exists"):
+        record(Generations(root, Files(step)), "second")
+    assert [one.digest for one in generations.retained("wf/a")] == ["first"]
+    assert names(root.staging) == []
+
+
+def test_content_is_what_was_published(root: Root, generations: Generations) -> None:
+    """A generation gives back its own files, None where one is gone, and an error where one can't be read."""
+    made = generations.record(ONE, CONTENT)
+    assert generations.content(made) == CONTENT
+    folder = generations.folder("wf/a", 1)
+    (folder / "uv.lock").unlink()
+    assert generations.content(made) is None
+    (folder / "uv.lock").mkdir()
+    with pytest.raises(IsADirectoryError):
+        generations.content(made)
+
+
+def test_unreadable_generation_is_not_gone(
+    root: Root, generations: Generations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read error is told as one: whoever took it for an absence would collect what is in use."""
+    made = generations.record(ONE, CONTENT)
+    real = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path.name == "metadata.json":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path)
+
+    with monkeypatch.context() as context:
+        context.setattr(Path, "read_bytes", read_bytes)
+        with pytest.raises(OSError, match="Input/output error"):
+            generations.read("wf/a", 1)
+        with pytest.raises(OSError, match="Input/output error"):
+            generations.retained("wf/a")
+        assert generations.name_of("wf/a", 1) == "d1"
+    assert generations.read("wf/a", 1) == made
+
+
+def test_closures_name_is_read_off_the_link(root: Root, generations: Generations) -> None:
+    """Which closure a generation uses is known also where its metadata is spoilt, and None without a link."""
+    record(generations, "d1", "d2-2")
+    write("{")(generations.folder("wf/a", 2))
+    assert generations.read("wf/a", 2) is None
+    assert [generations.name_of("wf/a", number) for number in (1, 2, 3)] == ["d1", "d2-2", None]
+    (generations.folder("wf/a", 1) / ".venv").unlink()
+    assert generations.name_of("wf/a", 1) is None
+    (generations.folder("wf/a", 1) / ".venv").mkdir()
+    assert generations.name_of("wf/a", 1) is None
+
+
+def test_specs_are_found_by_their_generations(root: Root, generations: Generations) -> None:
+    """Every spec that has generations is listed, and what is no id or no folder is passed over."""
+    for spec_id in ("wf/b", "wf/a", "other/x"):
+        generations.record(replace(ONE, spec=spec_id), CONTENT)
+    (root.generations / "stray").write_text("not ours")
+    (root.generations / ".nfs0001").mkdir()
+    (root.generations / "wf" / "stray").write_text("not ours")
+    (root.generations / "wf" / "not an id").mkdir()
+    assert set(generations.specs()) - {"wf/stray"} == {"wf/a", "wf/b", "other/x"}
+    assert generations.numbers("wf/stray") == generations.numbers("none/x") == []
+
+
+def test_what_names_a_number_oddly_is_none(root: Root, generations: Generations) -> None:
+    """Only a number as it is written here names a generation: `02`, other digits and files are somebody else's."""
+    record(generations, "d1")
+    for name in ("02", "\N{ARABIC-INDIC DIGIT THREE}", "-4", "5.0"):
+        (root.generations / "wf" / "a" / name).mkdir()
+    assert generations.numbers("wf/a") == [1]
+    assert generations.record(replace(ONE, digest="d2"), CONTENT).number == 2
+
+
+def test_spec_below_a_lost_mount_gets_no_folder(root: Root, generations: Generations) -> None:
+    """Where generations/ or envs/ is not there nothing is made in its place."""
+    root.generations.rmdir()
+    root.envs.rmdir()
+    with pytest.raises(FileNotFoundError):
+        record(generations, "d1")
+    with pytest.raises(FileNotFoundError):
+        generations.serve("wf/a", 1)
+    assert not root.generations.exists()
+    assert not root.envs.exists()

@@ -104,6 +104,7 @@ def test_each_closure_and_each_holder_counts_for_itself(root: Root, leases: Leas
         b'{"ttl": 86400.5}',
         b'{"ttl": 1' + b"0" * 400 + b"}",
         b'{"ttl": 60, "what": "' + b"x" * LARGEST + b'"}',
+        b'{"ttl": 60}' + b" " * LARGEST,
     ],
     ids=lambda content: repr(content[:20]),
 )

@@ -1,5 +1,6 @@
 """What the store takes on disk: the same figures as du, from records instead of walks."""
 
+import errno
 import os
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ from envfabric.store.closures import Closures
 from envfabric.store.files import Files
 from envfabric.store.root import Root
 from envfabric.store.usage import Totals, Usage, walk_inodes
+from store.faults import each_fault, each_kill
 from store.small_venv import build
 
 PACKAGES = {"d1": ("alpha",), "d2": ("alpha", "beta"), "d3": ("beta", "gamma"), "d4": ("gamma",)}
@@ -148,3 +150,103 @@ def test_walk_counts_links_and_folders(root: Root) -> None:
     found = walk_inodes(closure)
     assert len(found) == 4
     assert sum(found.values()) == du(closure)
+
+
+def test_removed_closure_leaves_the_account(filled: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each removal leaves the totals that du gives for what is left, without a walk, and no record."""
+    usage = loaded(filled)
+    monkeypatch.setattr(usage_module, "walk_inodes", no_walk)
+    left = dict(PACKAGES)
+    for digest in ("d2", "d1", "d4", "d3"):
+        Files().remove_tree(filled.closure(digest))
+        usage.remove(digest)
+        del left[digest]
+        paths = [filled.closure(one) for one in left]
+        assert usage.totals() == (Totals(len(left), du(*paths), inodes(*paths)) if paths else Totals(0, 0, 0))
+        assert (usage.known(digest), usage.logical(digest)) == (False, 0)
+        assert sorted(os.listdir(filled.state / "usage")) == sorted(left)
+    usage.remove("d1")
+    assert usage.totals() == Totals(0, 0, 0)
+
+
+@pytest.mark.parametrize("cut", [None, 1], ids=["missing", "cut off"])
+def test_removal_without_a_record(filled: Root, cut: int | None) -> None:
+    """Where nobody knows any more what a removed closure had, what is left is counted anew."""
+    usage = loaded(filled)
+    record = filled.state / "usage" / "d2"
+    whole = record.read_bytes()
+    record.unlink()
+    if cut is not None:
+        record.write_bytes(whole[:-cut])
+    Files().remove_tree(filled.closure("d2"))
+    usage.remove("d2")
+    paths = [filled.closure(digest) for digest in ("d1", "d3", "d4")]
+    assert usage.totals() == Totals(3, du(*paths), inodes(*paths))
+
+
+def test_closure_that_was_made_anew(root: Root, closures: Closures) -> None:
+    """A closure that comes again with other inodes replaces what was counted, here and in its record."""
+    usage = Usage(root, Files())
+    usage.add("d1", build(closures, root, "d1", "alpha"))
+    usage.add("d2", build(closures, root, "d2", "alpha", "beta"))
+    Files().remove_tree(root.closure("d1"))
+    usage.add("d1", build(closures, root, "d1", "alpha", "gamma"))
+    paths = [root.closure(digest) for digest in ("d1", "d2")]
+    assert usage.totals() == loaded(root).totals() == Totals(2, du(*paths), inodes(*paths))
+
+
+def test_who_only_looks_writes_nothing(filled: Root) -> None:
+    """Without `keep` a record that is missing is counted and not written."""
+    before = loaded(filled).totals()
+    for name in ("d1", "d2"):
+        (filled.state / "usage" / name).unlink()
+    usage = Usage(filled, Files())
+    usage.load(keep=False)
+    assert usage.totals() == before
+    assert sorted(os.listdir(filled.state / "usage")) == ["d3", "d4"]
+
+
+def test_record_that_can_not_be_kept(filled: Root) -> None:
+    """A full disk costs a closure's record and not its count; the next start counts it again."""
+    before = loaded(filled).totals()
+    (filled.state / "usage" / "d2").unlink()
+    for steps in each_fault(errno.ENOSPC):
+        usage = Usage(filled, Files(steps))
+        usage.load()
+        assert usage.totals() == before
+
+
+def test_kill_at_any_step_of_keeping(filled: Root) -> None:
+    """Killed at any step of a record, the next start has the same totals."""
+    before = loaded(filled).totals()
+    found = walk_inodes(filled.closure("d2"))
+    for _, run in each_kill():
+        (filled.state / "usage" / "d2").unlink(missing_ok=True)
+        run(lambda files: Usage(filled, files).keep("d2", found))
+        assert loaded(filled).totals() == before
+
+
+def test_record_of_a_closure_that_left_is_not_believed(root: Root, closures: Closures) -> None:
+    """Killed between a removal and its record's, a closure that is built again is counted as it is now."""
+    usage = loaded(root)
+    usage.add("d1", build(closures, root, "d1", "alpha", "beta"))
+    Files().remove_tree(root.closure("d1"))
+    # Killed here: the record stays. The next writer starts, builds it again, and is killed before it counts.
+    loaded(root)
+    build(closures, root, "d1", "gamma")
+    assert loaded(root).totals().physical_bytes == du(root.closure("d1"))
+
+
+def test_store_that_can_not_be_listed_keeps_the_count(filled: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A NAS that is away for a moment does not turn the totals to nothing."""
+    usage = loaded(filled)
+    before = usage.totals()
+
+    def listdir(path: Path) -> list[str]:
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "listdir", listdir)
+        with pytest.raises(OSError, match="Stale"):
+            usage.load()
+    assert usage.totals() == before

@@ -15,7 +15,7 @@ from envfabric.core.errors import StoreError
 from envfabric.store.files import Files
 from envfabric.store.root import Root
 from envfabric.store.writer import Busy, LostWriter, Writer
-from store.faults import each_fault, exit_code, in_process, start
+from store.faults import CODES, each_fault, each_kill, exit_code, in_process, start
 
 PROCESSES = 6
 
@@ -271,3 +271,73 @@ def test_tokens_of_killed_claims_are_removed(root: Root) -> None:
         writer.check()
     left = sorted(name for name in os.listdir(root.locks) if name.startswith("."))
     assert left == [".claim.ahead", ".claim.young", ".other"]
+
+
+def test_full_disk_keeps_nobody_from_becoming_the_writer(root: Root) -> None:
+    """Where no file can be made any more a claim takes the file of an epoch that is over: recovery needs a writer."""
+    for _ in range(3):
+        with Writer(root, Files()).acquire():
+            pass
+    inodes = {path.stat().st_ino for path in root.locks.glob("epoch-*")}
+
+    def step(operation: str, path: Path) -> None:
+        if operation == "write":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    for epoch in (4, 5, 6):
+        with Writer(root, Files(step)).acquire() as writer:
+            assert writer.epoch == epoch
+            writer.check()
+            assert (root.locks / f"epoch-{epoch}").stat().st_ino in inodes
+    assert [name for name in os.listdir(root.locks) if name.startswith(".")] == []
+
+
+def test_first_claim_on_a_disk_without_room_for_data(root: Root) -> None:
+    """Where a file can be made and not be filled, an empty one is claim enough."""
+
+    class Full(Files):
+        def write_new(self, path: Path, data: bytes, mode: int = 0o644, *, durable: bool = False) -> None:
+            if data:
+                raise OSError(errno.EDQUOT, "Disk quota exceeded", str(path))
+            super().write_new(path, data, mode, durable=durable)
+
+    with Writer(root, Full()).acquire() as writer:
+        assert writer.epoch == 1
+        writer.check()
+
+
+@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
+def test_fault_at_any_step_of_a_later_claim(root: Root, code: int) -> None:
+    """Whichever step of a claim fails, epochs go on growing and the lock can be had again."""
+    highest = 0
+    for steps in each_fault(code):
+        writer = Writer(root, Files(steps))
+        with contextlib.suppress(OSError):
+            writer.acquire()
+            writer.check()
+            writer.release()
+        with Writer(root, Files()).acquire() as other:
+            assert other.epoch > highest
+            highest = other.epoch
+        assert [name for name in os.listdir(root.locks) if name.startswith(".")] == []
+
+
+def test_kill_at_any_step_of_a_claim(root: Root) -> None:
+    """Killed at any step of a claim, the lock is free and the next epoch is higher than all before."""
+    highest = 0
+    for _, run in each_kill():
+        run(lambda files: Writer(root, files).acquire() and None)
+        with Writer(root, Files()).acquire() as other:
+            assert other.epoch > highest
+            highest = other.epoch
+            other.check()
+
+
+def test_only_one_holds_a_lock_that_was_replaced(root: Root, writer: Writer) -> None:
+    """Who takes a lock file that was put in the old one's place is the writer; the holder of the old one is not."""
+    path = root.locks / "writer.lock"
+    path.unlink()
+    with Writer(root, Files()).acquire() as new:
+        new.check()
+        with pytest.raises(LostWriter):
+            writer.check()

@@ -29,9 +29,13 @@ class SimpleIndex:
     def __init__(
         self, folder: Path, *, user: str | None = None, password: str = "", hashes: bool = True
     ) -> None:
-        """`hashes`: whether links say the SHA-256 of what they lead to; some indexes do not."""
+        """`hashes`: whether links say the SHA-256 of what they lead to; some indexes do not.
+
+        `immutable`, to be set: whether files are said never to change, so that nobody asks for one twice.
+        """
         self.folder = folder
         self.hashes = hashes
+        self.immutable = True
         self.fail_with: int | None = None
         token = base64.b64encode(f"{user}:{password}".encode()).decode()
         self._authorization = None if user is None else f"Basic {token}"
@@ -149,7 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/octet-stream" if file else "text/html; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
         # A file of a given name never changes on a real index; the pages do.
-        self.send_header("Cache-Control", "max-age=365000000, immutable" if file else "no-cache")
+        kept = file and self.server.index.immutable
+        self.send_header("Cache-Control", "max-age=365000000, immutable" if kept else "no-cache")
         if status == HTTPStatus.UNAUTHORIZED:
             self.send_header("WWW-Authenticate", 'Basic realm="index"')
         self.end_headers()

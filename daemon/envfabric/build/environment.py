@@ -7,17 +7,19 @@ and the build made once more. Writes into its staging folder, and by way of the 
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from packaging.utils import canonicalize_name
 
 from envfabric.build.cache import CacheInUse, forget
-from envfabric.build.closure import Closure, closure_from_inputs
+from envfabric.build.closure import Closure
 from envfabric.build.hashing import with_hashes
+from envfabric.build.lockfile import read_lock
+from envfabric.build.recipe import Recipe, recipe_from, recipe_of
 from envfabric.build.records import Mismatch, mismatches
-from envfabric.build.resolve import Resolution, sync_arguments
+from envfabric.build.resolve import sync_arguments
 from envfabric.build.unpacking import Unpacking
 from envfabric.build.uv import Uv, failure
 from envfabric.build.validate import (
@@ -29,33 +31,19 @@ from envfabric.build.validate import (
     take_skeleton,
 )
 from envfabric.core.errors import Reason, SpecError
-from envfabric.specs.spec import Spec
-from envfabric.specs.table import read_table
-from envfabric.specs.toml import parse_toml
 from envfabric.store.closures import Closures, Staging
 from envfabric.store.files import Files
 from envfabric.store.manifest import Inventory
 from envfabric.store.root import now
 from envfabric.telemetry import logs
 
+__all__ = ["Builder", "Built", "Recipe", "recipe_from", "recipe_of"]
+
 _ROUNDS = 3
 """Times that a build is begun before the cache is given up as one that goes on being damaged."""
 _TOLD = 20
 """Wrong lines of RECORDs that metadata.json tells."""
 _MISMATCH = re.compile(r"Hash mismatch for `([^`=\s]+)==")
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """All that a build needs: what a spec's resolution, or a retained generation's own files, come to."""
-
-    spec: str
-    """The spec's id, for messages."""
-    pyproject: bytes
-    lock: bytes
-    extras: tuple[str, ...]
-    groups: tuple[str, ...]
-    closure: Closure
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,31 +60,6 @@ class Built:
     """Files of packages that were copied instead."""
     phases: dict[str, float]
     """Seconds by phase: sync, seal, validate, total."""
-
-
-def recipe_of(spec: Spec, resolution: Resolution) -> Recipe:
-    """What building a spec's resolution needs."""
-    extras, groups = tuple(spec.table.extras), tuple(spec.table.groups)
-    return Recipe(spec.id, spec.pyproject, resolution.lock, extras, groups, resolution.closure)
-
-
-def recipe_from(spec_id: str, pyproject: bytes, lock: bytes, inputs: Mapping[str, Any]) -> Recipe:
-    """What building a retained generation again needs: its own files, and the inputs of its closure.
-
-    It was allowed when it was made; policy is not asked again. Raises `SpecError` (store) where they can't be
-    read.
-    """
-    try:
-        tool = parse_toml(pyproject, f"{spec_id}/pyproject.toml").get("tool", {})
-        table = read_table(tool.get("envfabric", {}))
-        closure = closure_from_inputs(inputs)
-    except (SpecError, ValueError, AttributeError) as error:
-        raise SpecError(
-            Reason.STORE,
-            f"the retained generation of {spec_id} can't be built again: {error}. Commit a change of the spec; "
-            "that makes a new one.",
-        ) from None
-    return Recipe(spec_id, pyproject, lock, tuple(table.extras), tuple(table.groups), closure)
 
 
 class _Damaged(Exception):
@@ -125,8 +88,10 @@ class _Job:
     def phase(self, name: str) -> Iterator[None]:
         self.tell(name)
         began = time.monotonic()
-        yield
-        self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - began
+        try:
+            yield
+        finally:
+            self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - began
 
 
 class Builder:
@@ -139,12 +104,15 @@ class Builder:
         self._uv_version = uv.version()
         self._unpacking = Unpacking()
         self._lies: set[tuple[str, str, str]] = set()
+        """Wheel by hash, path and content: what RECORDs were found to be wrong about."""
+        self._mismatched: set[str] = set()
+        """Hashes of wheels that the cache had other content for, and that were fetched anew."""
 
     def build(self, recipe: Recipe, tell: Callable[[str], None]) -> Built:
         """Builds a closure into the store.
 
-        `tell` hears the name of each phase as it begins. Raises `SpecError` and `OSError`; the store is as
-        it was then.
+        `tell` hears the name of each phase as it begins, in each round. Raises `SpecError`, `StoreError` and
+        `OSError`; the store is as it was then.
         """
         job = _Job(recipe, tell)
         began = time.monotonic()
@@ -188,10 +156,12 @@ class Builder:
 
     def _install(self, job: _Job, staging: Staging) -> None:
         recipe, closure = job.recipe, job.recipe.closure
+        where = f"{recipe.spec}/uv.lock"
+        lock = read_lock(recipe.lock, where)
         # What the index gave no hash for is held to ours; the generation's own lock stays as uv wrote it.
-        lock, job.ours = with_hashes(recipe.lock, closure, f"{recipe.spec}/uv.lock")
+        text, job.ours = with_hashes(lock, closure, where)
         self._files.write_new(staging.project / "pyproject.toml", recipe.pyproject)
-        self._files.write_new(staging.project / "uv.lock", lock)
+        self._files.write_new(staging.project / "uv.lock", text.encode())
         # Without a prompt of its own the staging folder's name would get into the environment.
         prompt = f"envfabric-{closure.digest[:8]}"
         venv = [
@@ -210,24 +180,39 @@ class Builder:
             if not shared:
                 job.log += "# other builds took too long to unpack the same wheels: these may not be shared\n"
             sync = sync_arguments(recipe.extras, recipe.groups, closure.interpreter)
-            self._run(job, staging, f"installing {recipe.spec}", sync)
+            self._run(job, staging, f"installing {recipe.spec}", sync, lock.registries)
         check_skeleton(staging.closure, skeleton)
 
-    def _run(self, job: _Job, staging: Staging, doing: str, arguments: list[str]) -> None:
+    def _run(
+        self, job: _Job, staging: Staging, doing: str, arguments: list[str], indexes: Iterable[str] = ()
+    ) -> None:
+        known = self._uv.environment(fleet=True).get("UV_INDEX", "").split()
+        # One that would not be read as one address is left out; it shares less.
+        plain = [one for one in indexes if not re.search(r"[\s=]", one)]
         finished = self._uv.run(
             arguments,
             cwd=staging.project,
             hold=staging.descriptor,
-            extra={"UV_PROJECT_ENVIRONMENT": str(staging.venv)},
+            fleet=True,
+            extra={
+                "UV_PROJECT_ENVIRONMENT": str(staging.venv),
+                # uv looks for a wheel in its cache only under indexes that it is told of, whatever the lock says,
+                # and would fetch and unpack it anew for each build where an index forbids to keep its answers.
+                "UV_INDEX": " ".join([*known, *plain]),
+            },
         )
         said = f"$ uv {' '.join(arguments[:3])} …\n{finished.stderr}"
         job.log += said.replace(str(staging.folder), "")
         if finished.code == 0:
             return
-        # Of a file that changed on its index uv goes on giving what the cache has: once, it is fetched anew.
+        # Of a file that changed on its index uv goes on giving what the cache has: it is fetched anew, once for
+        # each hash. A lock with a wrong one must not empty the cache with every try.
         stale = {canonicalize_name(name) for name in _MISMATCH.findall(finished.stderr)}
-        if stale - job.fresh:
-            raise _Damaged(stale - job.fresh, finished.stderr)
+        hashes = {one.name: one.hash for one in job.recipe.closure.distributions if one.name in stale}
+        untried = {name for name in hashes if hashes[name] not in self._mismatched}
+        if untried:
+            self._mismatched |= {hashes[name] for name in untried}
+            raise _Damaged(untried, finished.stderr)
         if changed := sorted(stale & set(job.ours)):
             raise SpecError(
                 Reason.FETCH,

@@ -36,7 +36,8 @@ def hash_wheels(
     files.write_new(folder / "pyproject.toml", pyproject)
     files.write_new(folder / "uv.lock", only_wheels(lock, urls).encode())
     arguments = ["export", "--frozen", "--no-default-groups", "--no-emit-project", "--format", "pylock.toml"]
-    finished = uv.run([*arguments, *chosen], cwd=folder, hold=hold)
+    # With the fleet's indexes: their credentials may be needed, and a frozen lock does not change by them.
+    finished = uv.run([*arguments, *chosen], cwd=folder, hold=hold, fleet=True)
     doing = f"hashing {', '.join(url.rsplit('/', 1)[-1] for url in urls)}, which the index gives no hash for"
     if finished.code != 0:
         raise failure(doing, finished, Reason.UNRESOLVABLE)
@@ -65,13 +66,12 @@ def only_wheels(lock: str, urls: Iterable[str]) -> str:
     return _FILE.sub(keep, _SDIST.sub("", lock))
 
 
-def with_hashes(raw: bytes, closure: Closure, where: str) -> tuple[bytes, list[str]]:
-    """A lock for installing `closure`, in which each of its wheels has its hash, so that uv proves it.
+def with_hashes(lock: Lock, closure: Closure, where: str) -> tuple[str, list[str]]:
+    """A lock's text for installing `closure`, in which each of its wheels has its hash, so that uv proves it.
 
-    Gives the names that got one here, too; without any, the lock is the same bytes. Raises `SpecError` where
+    Gives the names that got one here, too; without any, the text is the lock's own. Raises `SpecError` where
     the lock is of other wheels than the closure.
     """
-    lock = read_lock(raw, where)
     text, names = lock.text, []
     for one in closure.distributions:
         entries = _wheels(lock, one)
@@ -94,7 +94,7 @@ def with_hashes(raw: bytes, closure: Closure, where: str) -> tuple[bytes, list[s
             Reason.LOCK_STALE,
             f"{where} is not written as uv writes it, and hashes can't be put into it. Run `uv lock` and commit it.",
         )
-    return (text.encode() if names else raw), names
+    return text, names
 
 
 def _insert(text: str, url: str, digest: str) -> str:

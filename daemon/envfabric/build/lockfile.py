@@ -38,6 +38,11 @@ class Lock:
         """Name and version of the project that this lock is for."""
         return _own_entry(self.text)
 
+    @property
+    def registries(self) -> list[str]:
+        """The addresses of the indexes that packages come from, sorted."""
+        return sorted({one["source"]["registry"] for one in self.packages})
+
     def depends_on(self, name: str) -> bool:
         """Whether a locked package requires a distribution of this normalised name."""
         return any(

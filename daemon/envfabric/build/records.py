@@ -8,6 +8,7 @@ therefore. Reads the environment's RECORD files, and changes nothing.
 import base64
 import csv
 import posixpath
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from packaging.utils import canonicalize_name
 from envfabric.store.manifest import Entry
 
 _SHA256 = "sha256="
+# Some packages carry others with their .dist-info along, in a folder of their own: those were never installed.
+_INSTALLED = re.compile(r"\.venv/lib/python[^/]+/site-packages/[^/]+\.dist-info/RECORD")
 _LIB64 = ".venv/lib64/"
 
 
@@ -43,7 +46,7 @@ def mismatches(closure: Path, entries: Iterable[Entry]) -> list[Mismatch]:
     lead out of the environment, are passed over. Raises `OSError`.
     """
     hashes = {str(entry[1]): str(entry[4]) for entry in entries if entry[0] == "f"}
-    records = [path for path in hashes if path.endswith(".dist-info/RECORD") and "/site-packages/" in path]
+    records = [path for path in hashes if path.endswith(".dist-info/RECORD") and _INSTALLED.fullmatch(path)]
     found = []
     for record in sorted(records):
         info = posixpath.dirname(record)

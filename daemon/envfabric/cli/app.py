@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from envfabric.cli import show
+from envfabric.cli.compare import closure_of, compare
 from envfabric.cli.keeping import add_commands
 from envfabric.cli.progress import Progress
 from envfabric.client import commands, index
@@ -15,8 +16,10 @@ from envfabric.core.errors import ConfigError, FabricError
 from envfabric.service.daemon import Daemon
 from envfabric.service.settings import load_settings
 from envfabric.specs.repository import SourceError
+from envfabric.store.closures import Closures
 from envfabric.store.files import Files
-from envfabric.store.prepare import init_root
+from envfabric.store.prepare import prepare
+from envfabric.store.root import Root
 from envfabric.telemetry import logs
 
 app = typer.Typer(
@@ -61,7 +64,8 @@ def run(arguments: list[str]) -> None:
 @app.command()
 def init(root: Annotated[Path, typer.Argument(metavar="ROOT")]) -> None:
     """Prepare a NAS folder and prove that it can hold a fabric."""
-    prepared = init_root(root, Files())
+    prepared, found = prepare(root, Files())
+    show.prepared(prepared, found)
     typer.echo(
         f"{prepared.path} is ready. Next: envfabric run --repo <spec repository> --root {prepared.path}"
     )
@@ -114,13 +118,27 @@ def demo(
 def status(
     spec_id: Annotated[str | None, typer.Argument(metavar="[ID]")] = None,
     *,
+    other: Annotated[
+        str | None,
+        typer.Option("--compare", help="Say by what ID's closure and this spec's differ.", metavar="OTHER"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     root: RootOption = None,
     config: Config = None,
 ) -> None:
-    """Show what is published, of all specs or of one."""
-    published = index.read_index(index.find_root(root, config))
-    show.status(published, spec_id, as_json=as_json)
+    """Show what is published, of all specs or of one, or why two do not share a closure."""
+    if other is not None and spec_id is None:
+        raise ConfigError("--compare needs an ID to compare with: envfabric status ID --compare OTHER")
+    place = index.find_root(root, config)
+    published = index.read_index(place)
+    if spec_id is None:
+        show.status(published, as_json=as_json)
+        return
+    closures = Closures(Root(Path(place)), Files())
+    if other is not None:
+        show.comparison(compare(published, spec_id, other, closures), as_json=as_json)
+        return
+    show.status_of(published, spec_id, closure_of(published, spec_id, closures), as_json=as_json)
 
 
 add_commands(app)

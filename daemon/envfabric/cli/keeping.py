@@ -15,6 +15,7 @@ from rich.table import Table
 from envfabric.cli.show import bytes_text, console
 from envfabric.client import index
 from envfabric.core.errors import ConfigError
+from envfabric.core.ids import shown as printable
 from envfabric.index.document import from_json
 from envfabric.service.asking import order
 from envfabric.service.assembly import retention_of
@@ -214,7 +215,8 @@ def du(
         _print(table)
     if check and abs(data["walked_bytes"] - totals.physical_bytes) > 0.01 * max(data["walked_bytes"], 1):
         typer.echo(
-            "the account differs from the store by more than 1 %: restart the daemon, which counts anew",
+            f"the account differs from the store by more than 1 %: remove {place.state / 'usage'} and restart "
+            "the daemon, which counts anew then",
             err=True,
         )
         raise typer.Exit(1)
@@ -239,7 +241,7 @@ def _dry_run(settings: Settings, *, as_json: bool) -> None:
         lambda: serving if published else None,
     )
     plan = retention.plan(dry=True)
-    estimate = retention.estimate(plan.remove)
+    estimate = retention.estimate(plan)
     if as_json:
         data = {
             "remove": plan.remove,
@@ -257,7 +259,7 @@ def _dry_run(settings: Settings, *, as_json: bool) -> None:
         table.add_row(name, "goes", "nothing uses it")
     for name, why in plan.kept.items():
         more = f" and {len(why) - _WHYS} more (--json has all)" if len(why) > _WHYS else ""
-        table.add_row(name, "stays", "; ".join(why[:_WHYS]) + more)
+        table.add_row(printable(name, 300), "stays", "; ".join(why[:_WHYS]) + more)
     _print(table)
     typer.echo(
         f"{len(plan.remove)} closures and {len(plan.drop)} generations would go. With what is in trash/, "

@@ -1,7 +1,7 @@
 """Tables and JSON of what is published, for terminals and for pipes."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
@@ -11,26 +11,81 @@ from rich.table import Table
 
 from envfabric.client.index import environment
 from envfabric.index.document import Index, to_json
+from envfabric.store.probe import Probe
 from envfabric.store.root import Root
 
 _COLOURS = {"ready": "green", "stale": "yellow", "failed": "red", "building": "blue", "pending": "blue"}
+_MOST = 5
+"""Ids that are named in a line."""
 
 
 def summary(index: Index, root: Root) -> None:
     """What a one-shot run came to."""
-    status(json.loads(to_json(index, root)), None, as_json=False)
+    status(json.loads(to_json(index, root)), as_json=False)
     typer.echo(f"index: {root.index}")
 
 
-def status(index: Mapping[str, Any], spec_id: str | None, *, as_json: bool) -> None:
-    """The published index, or one id of it. Raises `UnknownEnvironment`."""
-    entry = environment(index, spec_id) if spec_id else None
+def status(index: Mapping[str, Any], *, as_json: bool) -> None:
+    """The published index."""
     if as_json:
-        typer.echo(json.dumps(index if entry is None else entry, indent=2))
-    elif entry is None:
-        _table(index)
+        typer.echo(json.dumps(index, indent=2))
     else:
-        _details(index, str(spec_id), entry)
+        _table(index)
+
+
+def status_of(
+    index: Mapping[str, Any], spec_id: str, closure: Mapping[str, Any] | None, *, as_json: bool
+) -> None:
+    """One id of the index, with what `closure_of` found. Raises `UnknownEnvironment`."""
+    entry = environment(index, spec_id)
+    if as_json:
+        typer.echo(json.dumps({**entry, "closure": closure}, indent=2))
+    else:
+        _details(index, spec_id, entry, closure)
+
+
+def comparison(found: Mapping[str, Any], *, as_json: bool) -> None:
+    """What `compare` found."""
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    one, other = found["one"], found["other"]
+    for side in (one, other):
+        if side["state"] != "ready":
+            typer.echo(f"{side['id']} is {side['state']}: what it serves is compared, not what it asks for")
+    if found["same"]:
+        typer.echo(
+            f"{one['id']} and {other['id']} are the same closure: {one['closure']}, "
+            f"{found['distributions']} distributions"
+        )
+        return
+    if not found["differences"]:
+        why = "one is the other built again" if found["built_again"] else "their metadata don't say why"
+        typer.echo(f"{one['closure']} and {other['closure']} have the same inputs: {why}")
+        return
+    table = Table("DIFFERS", "", one["id"], other["id"], box=None, pad_edge=False)
+    for row in found["differences"]:
+        table.add_row(row["what"], escape(row["key"] or ""), _value(row["one"]), _value(row["other"]))
+    _print(table)
+    typer.echo(f"{len(found['differences'])} differences: {one['closure']} and {other['closure']}")
+
+
+def prepared(root: Root, found: Probe) -> None:
+    """What `init` made and proved."""
+    links = "more than were tried" if found.link_limit is None else str(found.link_limit)
+    inodes = "not counted" if found.free_inodes is None else f"{found.free_inodes:,}".replace(",", " ")
+    rows = {
+        "file system": found.file_system,
+        "links of one file": links,
+        "free space": bytes_text(found.free_bytes),
+        "free inodes": inodes,
+    }
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in rows.items():
+        table.add_row(name, escape(value))
+    _print(table)
+    for sentence in found.degraded:
+        typer.echo(f"degraded: {sentence}")
 
 
 def console() -> Console:
@@ -66,25 +121,47 @@ def _table(index: Mapping[str, Any]) -> None:
             entry["ray_version"] or "-",
             escape(f"{error['reason']}: {error['message']}") if error else "",
         )
-    with out.capture() as drawn:
-        out.print(table)
-    for line in drawn.get().splitlines():
-        # The last column's padding would make every line as long as the longest error.
-        typer.echo(line.rstrip())
+    _print(table)
     for problem in index["problems"]:
         out.print(f"[red]problem[/] {escape(problem['path'])}: {escape(problem['message'])}")
     whole = "complete" if index["complete"] else "under way"
     out.print(f"revision {index['revision']}, sequence {index['sequence']}, {whole}")
 
 
-def _details(index: Mapping[str, Any], spec_id: str, entry: Mapping[str, Any]) -> None:
+def _print(table: Table) -> None:
+    out = console()
+    with out.capture() as drawn:
+        out.print(table)
+    for line in drawn.get().splitlines():
+        # The last column's padding would make every line as long as the longest error.
+        typer.echo(line.rstrip())
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "-"
+    return escape(value if isinstance(value, str) else json.dumps(value))
+
+
+def _details(
+    index: Mapping[str, Any], spec_id: str, entry: Mapping[str, Any], closure: Mapping[str, Any] | None
+) -> None:
     out = console()
     error = entry["error"] or {}
+    made = closure or {}
+    shared = made.get("shared_with", [])
+    words = [word for word in ("pinned", "suspended") if entry[word]]
     rows = {
         "id": spec_id,
-        "state": entry["state"] + (" (suspended)" if entry["suspended"] else ""),
+        "state": entry["state"] + (f" ({', '.join(words)})" if words else ""),
         "python": index["python"].get(spec_id),
         "generation": entry["generation"],
+        "closure": made.get("name"),
+        "distributions": made.get("distributions"),
+        "files": f"{made['linked']} linked, {made['copied']} copied"
+        if "linked" in made
+        else made.get("error"),
+        "shared with": _some(shared) if closure else None,
         "python version": entry["python_version"],
         "ray version": entry["ray_version"],
         "built at": entry["built_at"],
@@ -100,3 +177,12 @@ def _details(index: Mapping[str, Any], spec_id: str, entry: Mapping[str, Any]) -
         if value not in (None, ""):
             table.add_row(name, escape(str(value)))
     out.print(table)
+
+
+def _some(ids: Sequence[str]) -> str:
+    """Ids for a line: of thousands the first."""
+    if not ids:
+        return "no other spec"
+    return ", ".join(ids[:_MOST]) + (
+        f" and {len(ids) - _MOST} more (--json has all)" if len(ids) > _MOST else ""
+    )

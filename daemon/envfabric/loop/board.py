@@ -90,9 +90,19 @@ class Board:
         return Counter(entry.state for entry in list(self.entries.values()))
 
     def wants(self, content: SpecRef) -> bool:
-        """Whether this content is still what its spec asks for."""
+        """Whether this content is still what its spec asks for, or what it served has to be healed."""
         ref = self.refs.get(content.id)
-        return ref is not None and ref.tree == content.tree and ref.refused is None
+        if ref is None or ref.tree != content.tree:
+            return False
+        return ref.refused is None or content.id in self.heal
+
+    def asks(self, content: SpecRef, purpose: str) -> bool:
+        """Whether a step's outcome is still asked for: an order may have come since the step began."""
+        if not self.wants(content):
+            return False
+        if purpose == "healed":
+            return content.id in self.heal
+        return self.entries[content.id].pinned == (purpose == "pinned")
 
     def serving(self) -> dict[str, Serving]:
         """What each spec serves now; safe in any thread."""
@@ -101,6 +111,11 @@ class Board:
     def building(self, spec_id: str) -> None:
         """The spec's closure is being built now."""
         self.entries[spec_id] = replace(self.entries[spec_id], state="building")
+
+    def hold(self, spec_id: str, *, pinned: bool) -> None:
+        """What is made true now is what a pin says, or what is committed."""
+        if self.entries[spec_id].pinned != pinned:
+            self.entries[spec_id] = replace(self.entries[spec_id], pinned=pinned)
 
     def pin(self, spec_id: str) -> None:
         """The spec is to serve what a pin says; until it does, it is being made true."""
@@ -173,6 +188,8 @@ class Board:
             spec_id
             for spec_id, retry in self.retries.items()
             if retry.due <= clock
+            # Before the first revision is seen nothing is known of what they were kept for.
+            and spec_id in self.refs
             and self.entries[spec_id].state in {"failed", "stale"}
             and self.refs[spec_id].refused is None
         ]

@@ -100,8 +100,9 @@ class Collecting:
             return
         self._running = True
         self._next = time.monotonic() + self._schedule.interval
-        future = self._pool.submit(self._collect, hurry)
-        future.add_done_callback(lambda ended: self._post(partial(self._ended, ended)))
+        done_so_far = Collected()
+        future = self._pool.submit(self._collect, hurry, done_so_far)
+        future.add_done_callback(lambda ended: self._post(partial(self._ended, ended, done_so_far)))
 
     def still_writing(self) -> None:
         """For the collector, between its steps: raises `StoreError` where this daemon is stopping."""
@@ -113,17 +114,19 @@ class Collecting:
         self._stopping.set()
         self._pool.shutdown(cancel_futures=True)
 
-    def _collect(self, hurry: bool) -> Outcome:
-        collected = self._collector.collect(hurry=hurry)
+    def _collect(self, hurry: bool, collected: Collected) -> Outcome:
+        self._collector.collect(hurry=hurry, done=collected)
         self.still_writing()
         return Outcome(collected, self._schedule.prune(hurry))
 
-    def _ended(self, future: Future[Outcome]) -> None:
+    def _ended(self, future: Future[Outcome], collected: Collected) -> None:
         self._running = False
         waiting, self._waiting = self._waiting, []
         error = future.exception()
+        # What a collection did before it failed is done, and leaves the account all the same.
+        self._count(Outcome(collected, Evicted(0, 0, 0)) if error else future.result())
         if error is None:
-            self._count(future.result())
+            self._metrics.leases.set(collected.leases)
         elif not self._stopping.is_set():
             self._log.error("collection failed", error=str(error))
         for done in waiting:
@@ -139,7 +142,6 @@ class Collecting:
             self._history.note("collected", closure=name)
         self._metrics.gc_removed.inc(len(collected.removed))
         self._metrics.gc_reclaimed.inc(outcome.freed_bytes)
-        self._metrics.leases.set(collected.leases)
         self._log.info(
             "collected",
             closures=len(collected.removed),

@@ -29,6 +29,11 @@ class Lane(Generic[W]):
         """Whether `key` waits or runs already."""
         return key in self._running or key in self._queue
 
+    def waiters(self) -> Iterator[W]:
+        """All who wait for a key, running or not."""
+        for waiters in (*self._queue.values(), *self._running.values()):
+            yield from waiters
+
     def add(self, key: str, waiter: W) -> None:
         """Has `key` run for `waiter`, or lets it join the run that there is."""
         if key in self._running:

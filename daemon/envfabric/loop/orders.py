@@ -8,17 +8,19 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from envfabric.core.errors import FabricError
+from envfabric.core.errors import FabricError, StoreError
 from envfabric.index.publisher import Publisher
 from envfabric.loop.board import Board
 from envfabric.loop.collecting import Collecting, Outcome
 from envfabric.loop.repair import Repair
 from envfabric.loop.work import Work
+from envfabric.store.claims import Claim, Claims
 from envfabric.store.closures import Closures
 from envfabric.store.generations import Generation, Generations
 from envfabric.store.history import History
 from envfabric.store.pins import Pin, Pins
 from envfabric.store.requests import Answer, Inbox, Request
+from envfabric.store.writer import LostWriter
 from envfabric.telemetry import logs
 
 Poll = Callable[[], Answer | None]
@@ -42,6 +44,7 @@ class Orders:
         pins: Pins,
         collecting: Collecting,
         repair: Repair,
+        claims: Claims,
         inbox: Inbox,
         history: History,
     ) -> None:
@@ -53,6 +56,7 @@ class Orders:
         self._pins = pins
         self._collecting = collecting
         self._repair = repair
+        self._claims = claims
         self._inbox = inbox
         self._history = history
         self._log = logs.get()
@@ -64,11 +68,13 @@ class Orders:
         return bool(self._open)
 
     def take(self) -> None:
-        """Begins what was left in requests/."""
+        """Begins what was left in requests/. Raises `LostWriter`."""
         try:
             for request in self._inbox.take():
                 self._open.append((request, self.begin(request)))
-        except OSError as error:
+        except LostWriter:
+            raise
+        except (StoreError, OSError) as error:
             self._log.error("requests not read", error=str(error))
 
     def settle(self) -> None:
@@ -112,14 +118,18 @@ class Orders:
 
     def _rollback(self, arguments: dict[str, Any]) -> Poll:
         spec_id, entry = self._entry(arguments)
+        # Before its generations are read: the collector drops none of them until the answer.
+        claim = self._claims.claim(spec_id)
         target = self._target(spec_id, entry.generation, arguments.get("to"))
         # The pin first: killed after this, the next start brings the index to it.
         self._pins.set(spec_id, Pin(target.number, entry.tree))
+        # What it served until now need not be healed any more.
+        self._board.heal.pop(spec_id, None)
         if not self._closures.usable(target.digest):
             self._board.heal[spec_id] = target.number
         self._board.pin(spec_id)
         self._work.add(spec_id)
-        return self._when_published(spec_id, f"is pinned to generation {target.number}")
+        return self._when_published(spec_id, target.number, claim)
 
     def _unpin(self, arguments: dict[str, Any]) -> Poll:
         spec_id, entry = self._entry(arguments)
@@ -128,7 +138,7 @@ class Orders:
         self._pins.remove(spec_id)
         self._board.unpin(spec_id)
         self._work.add(spec_id)
-        return self._when_published(spec_id, "is not pinned any more")
+        return self._when_published(spec_id, None)
 
     def _gc(self, _: dict[str, Any]) -> Poll:
         answers: list[Answer] = []
@@ -155,6 +165,11 @@ class Orders:
             raise Refused(
                 f"no spec {spec_id!r} in revision {str(self._board.revision)[:12]}; see `envfabric status`"
             )
+        refused = self._board.refs[spec_id].refused
+        if refused is not None:
+            raise Refused(
+                f"{spec_id} can't be a spec as it is: {refused} Until then it serves what it serves."
+            )
         return spec_id, entry
 
     def _target(self, spec_id: str, serving: int | None, to: Any) -> Generation:
@@ -174,19 +189,27 @@ class Orders:
             raise Refused(f"{spec_id} serves generation {serving}, and none before it is retained: {numbers}")
         return found
 
-    def _when_published(self, spec_id: str, done: str) -> Poll:
-        def poll() -> Answer | None:
+    def _when_published(self, spec_id: str, pin: int | None, claim: Claim | None = None) -> Poll:
+        """Answers once what became of the spec is published; `claim` is held until then."""
+
+        def poll(_: Claim | None = claim) -> Answer | None:
             entry = self._board.entries.get(spec_id)
             if entry is None:
                 return Answer(False, f"{spec_id} has left the revision meanwhile")
             if not self._settled(spec_id):
                 return None
             data = {"state": entry.state, "generation": entry.generation, "serving": entry.serving}
+            told = "is not pinned any more" if pin is None else f"is pinned to generation {pin}"
+            if pin is not None and not entry.pinned:
+                told = f"is not pinned to generation {pin}: its content has changed, or that can't be built again"
+            elif pin is not None and entry.generation not in {None, pin}:
+                told += ", built again"
             if entry.error:
                 return Answer(
-                    False, f"{spec_id} {done}, but {entry.error.reason}: {entry.error.message}", data
+                    False, f"{spec_id} {told}, but {entry.error.reason}: {entry.error.message}", data
                 )
-            return Answer(True, f"{spec_id} {done} and serves generation {entry.generation}", data)
+            ok = entry.pinned == (pin is not None)
+            return Answer(ok, f"{spec_id} {told}; it serves generation {entry.generation}", data)
 
         return poll
 

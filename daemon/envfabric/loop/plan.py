@@ -109,7 +109,9 @@ def _try_again(spec_id: str, old: Entry, last: SpecRef | None, found: Found | No
         return last is not None and last.refused is not None
     if spec_id in plan.lost or _parted(old, found.pins.get(spec_id)):
         return True
-    return old.state != "ready" and spec_id not in found.waiting
+    # Its time was set, and the failure never published: one that is not said to have failed is not woken.
+    waits = spec_id in found.waiting and old.state in {"failed", "stale"}
+    return old.state != "ready" and not waits
 
 
 def _parted(old: Entry, pin: Pin | None) -> bool:

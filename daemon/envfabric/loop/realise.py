@@ -141,13 +141,15 @@ class Realiser:
             healed = self._again(request, lost, "healed")
             if healed is not None:
                 return healed
+        if request.ref.refused is not None:
+            return Suspended()
         if pin := self._pins.read(spec_id):
             held = self._generations.read(spec_id, pin.generation) if pin.tree == tree else None
             again = self._again(request, held, "pinned") if held else None
             if again is not None:
                 return again
             # The content has changed since, or what the pin held is gone.
-            self._pins.remove(spec_id)
+            self._pins.replace(spec_id, pin, None)
         spec = read_spec(spec_id, tree, request.files, self._policy)
         if spec.table.suspend:
             return Suspended()
@@ -197,7 +199,7 @@ class Realiser:
         # A pin on what could not be served any more goes over to what was made of the same files.
         pin = self._pins.read(located.id) if draft.number else None
         if pin and pin.generation == draft.number != generation.number:
-            self._pins.set(located.id, Pin(generation.number, pin.tree))
+            self._pins.replace(located.id, pin, Pin(generation.number, pin.tree))
         return generation
 
     def _locate(self, request: Request, spec: Spec, resolution: Resolution) -> Located:

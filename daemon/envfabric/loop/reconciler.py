@@ -5,6 +5,7 @@ Everything that happens (refs moved, a step ended, a time came) reaches the loop
 
 import contextlib
 import functools
+import math
 import queue
 import threading
 import time
@@ -137,6 +138,8 @@ class Reconciler:
                 )
             wanted = find_specs(self._repository.tree(published.revision))
             self.board.stand(published, wanted)
+            # No look comes due: the loop would not wait at all.
+            self._next_look = math.inf
             poll = self._orders.begin(request)
             while not self._stopping.is_set():
                 self._steps()
@@ -230,12 +233,14 @@ class Reconciler:
         """Makes `commit` the revision: compares it with what is served and queues the difference."""
         wanted = find_specs(self._repository.tree(commit))
         plan = make_plan(commit, wanted, self.board.refs, self.board.entries, self._found())
-        self.board.adopt(commit, wanted, plan)
+        # Before the revision counts as seen: what fails here is done again with the next look.
         for spec_id in plan.removed:
             self._pins.remove(spec_id)
+        self.board.adopt(commit, wanted, plan)
         for spec_id in plan.removed + plan.refused:
             self.work.forget(spec_id)
-        for spec_id in plan.changed:
+        # One that is refused gets nothing new, but what it serves is healed like any other's.
+        for spec_id in (*plan.changed, *(plan.lost.keys() & set(plan.refused))):
             self.work.add(spec_id)
         self._log.info(
             "revision",
@@ -273,6 +278,8 @@ class Reconciler:
         except (OSError, StoreError) as error:
             if self._once:
                 raise
+            self._metrics.reconciles.inc()
+            self._metrics.reconcile_failures.inc()
             self._log.error("index not published", error=str(error))
             self._publisher.postpone()
             return

@@ -18,7 +18,16 @@ from envfabric.build.lockfile import neutral
 from envfabric.core.errors import Reason, SpecError
 from envfabric.loop.board import Board
 from envfabric.loop.lane import Lane
-from envfabric.loop.realise import Located, Realiser, Recalled, Request, Served, Suspended, Unresolved
+from envfabric.loop.realise import (
+    Located,
+    Purpose,
+    Realiser,
+    Recalled,
+    Request,
+    Served,
+    Suspended,
+    Unresolved,
+)
 from envfabric.specs.repository import Repository, SourceError
 from envfabric.specs.toml import MAX_BYTES
 from envfabric.specs.tree import SpecRef
@@ -48,8 +57,7 @@ class Waiter(Generic[W]):
     work: W | None
     lock: str = ""
     """The neutral digest of the lock that it would be built from."""
-    heals: bool = False
-    """Whether it is built to serve again what was served."""
+    purpose: Purpose = "wanted"
 
 
 class Work:
@@ -109,8 +117,15 @@ class Work:
         self._counted.pop(spec_id, None)
 
     def has(self, spec_id: str) -> bool:
-        """Whether a spec's content is yet to be looked into, or is looked into now."""
-        return spec_id in self._todo or spec_id in self._again or spec_id in self._recalling
+        """Whether anything is yet to be done for a spec, or is done now."""
+        return (
+            spec_id in self._todo
+            or spec_id in self._again
+            or spec_id in self._recalling
+            or self._finishing.knows(spec_id)
+            or any(self._asked(one, spec_id) for one in self._resolving.waiters())
+            or any(self._asked(one, spec_id) for one in self._building.waiters())
+        )
 
     def start(self) -> bool:
         """Starts as many steps as there are free slots; whether a build was among them."""
@@ -156,6 +171,8 @@ class Work:
         self._submit(partial(self._realiser.recall, request), partial(self._recalled, request), [ref])
 
     def _read(self, ref: SpecRef) -> Mapping[str, bytes]:
+        if ref.refused is not None:
+            return {}
         for name, oid in ref.blobs:
             size = self._repository.size(oid)
             if size > MAX_BYTES[name]:
@@ -168,21 +185,27 @@ class Work:
     def _recalled(self, request: Request, future: Future[Recalled]) -> None:
         ref = request.ref
         self._recalling.discard(ref.id)
-        if not self._board.wants(ref):
+        if not self._board.wants(ref) or ref.id in self._todo:
+            # An order came since: it is looked into anew.
             return
         result = future.result()
         if not (isinstance(result, Located) and result.purpose == "healed"):
             # What had to be healed is whole by now, or can't be made again from its own files.
             self._board.heal.pop(ref.id, None)
+            if not self._board.wants(ref):
+                return
         if isinstance(result, Suspended):
             self._board.suspend(ref.id)
         elif isinstance(result, Served):
             self._count_request(ref, hit=True)
             self._serve(ref.id, result.generation, pinned=result.pinned)
         elif isinstance(result, Unresolved):
+            self._board.hold(ref.id, pinned=False)
             asked = self._resolving.knows(result.key)
             self._resolving.add(result.key, Waiter(ref, None if asked else result))
         else:
+            if result.purpose != "healed":
+                self._board.hold(ref.id, pinned=result.purpose == "pinned")
             self._located(result)
 
     def _located(self, located: Located) -> None:
@@ -193,7 +216,7 @@ class Work:
             self._finishing.add(ref.id, located)
         else:
             lock = neutral(located.recipe.lock)
-            waiter = Waiter(ref, None if wanted else located, lock, located.purpose == "healed")
+            waiter = Waiter(ref, None if wanted else located, lock, located.purpose)
             self._building.add(located.digest, waiter)
 
     def _count_request(self, ref: SpecRef, *, hit: bool) -> None:
@@ -218,14 +241,14 @@ class Work:
         error = future.exception()
         for other in self._resolving.end(key)[1:]:
             self._answer(other.ref, work.spec.id, error)
-        if self._board.wants(work.request.ref):
+        if self._board.asks(work.request.ref, "wanted"):
             located, seconds = future.result()
             self._metrics.build_duration.labels("resolve").observe(seconds)
             self._located(located)
 
     def _answer(self, ref: SpecRef, asker: str, error: BaseException | None) -> None:
         """What the asker's answer means for another spec with the same question."""
-        if not self._board.wants(ref):
+        if not self._board.asks(ref, "wanted"):
             return
         if error is None or (isinstance(error, SpecError) and error.reason in _ASKERS_OWN):
             self._add_again(ref.id)
@@ -243,7 +266,7 @@ class Work:
             return
         self._metrics.builds.inc()
         for one in waiters:
-            if not one.heals:
+            if one.purpose != "healed":
                 self._board.building(one.ref.id)
         self._log.info("build", spec=work.id, commit=work.request.commit, digest=digest)
         tell = partial(self.phases.__setitem__, work.id)
@@ -258,14 +281,14 @@ class Work:
         if error is None:
             self._count(work, future.result())
         for other in others:
-            if not self._board.wants(other.ref):
+            if not self._board.asks(other.ref, other.purpose):
                 continue
             if error is not None and other.lock == first.lock:
                 self._fail(other, error, digest)
             else:
                 # It is there now; or its own lock may name other places for the same wheels.
                 self._add_again(other.ref.id)
-        if not self._board.wants(first.ref):
+        if not self._board.asks(first.ref, first.purpose):
             return
         if error is None:
             self._finishing.add(first.ref.id, work)
@@ -276,7 +299,7 @@ class Work:
         """A build failed for one who waited for it."""
         spec_id = waiter.ref.id
         passing = not isinstance(error, SpecError) or error.reason.passing
-        if waiter.heals and not passing and self._board.entries[spec_id].state == "pending":
+        if waiter.purpose == "healed" and not passing and self._board.entries[spec_id].state == "pending":
             # What was served can't be made again; the committed content may well be.
             self._board.heal.pop(spec_id, None)
             self._add_again(spec_id)
@@ -307,7 +330,7 @@ class Work:
     # Finish: write the generation.
 
     def _finish(self, spec_id: str, waiting: list[Located]) -> None:
-        newest = next((one for one in reversed(waiting) if self._board.wants(one.request.ref)), None)
+        newest = next((one for one in reversed(waiting) if self._asks(one)), None)
         if newest is None:
             self._finishing.end(spec_id)
             return
@@ -319,9 +342,9 @@ class Work:
     def _finished(self, located: Located, future: Future[Generation]) -> None:
         ref = located.request.ref
         for newer in self._finishing.end(ref.id)[1:]:
-            if self._board.wants(newer.request.ref):
+            if self._asks(newer):
                 self._finishing.add(ref.id, newer)
-        if not self._board.wants(ref):
+        if not self._asks(located):
             return
         generation = future.result()
         if located.purpose == "healed":
@@ -343,12 +366,18 @@ class Work:
 
     def _first(self, lane: Lane[Waiter[W]], key: str, waiters: list[Waiter[W]]) -> W | None:
         """What the key's first waiter brought; without one that is still wanted the key does not run."""
-        waiters[:] = [one for one in waiters if self._board.wants(one.ref)]
+        waiters[:] = [one for one in waiters if self._board.asks(one.ref, one.purpose)]
         if waiters and waiters[0].work is not None:
             return waiters[0].work
         for one in lane.end(key):
             self._add_again(one.ref.id)
         return None
+
+    def _asks(self, located: Located) -> bool:
+        return self._board.asks(located.request.ref, located.purpose)
+
+    def _asked(self, waiter: Waiter[W], spec_id: str) -> bool:
+        return waiter.ref.id == spec_id and self._board.asks(waiter.ref, waiter.purpose)
 
     def _add_again(self, spec_id: str) -> None:
         if spec_id not in self._todo:

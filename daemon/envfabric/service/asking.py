@@ -3,7 +3,6 @@
 Whichever it is, the command ends when the outcome is published, and shows the same answer.
 """
 
-import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +11,15 @@ from envfabric.core.errors import StoreError
 from envfabric.service.daemon import Daemon
 from envfabric.service.settings import Settings
 from envfabric.store.files import Files
-from envfabric.store.requests import Answer, Asker
+from envfabric.store.requests import Answer, Asker, owner
 from envfabric.store.writer import Busy
 
 POLL, RENEW = 0.2, 5.0
 """Seconds between two looks for the answer, and between two renewals of the request."""
+
+
+class _Taken(StoreError):
+    """The request was taken by a daemon that is gone."""
 
 
 def order(
@@ -32,6 +35,11 @@ def order(
         return daemon.carry_out(command, arguments, on_wait)
     except Busy:
         return _ask(daemon, command, arguments, on_wait)
+    except PermissionError as error:
+        raise StoreError(
+            f"{error.filename or daemon.root.path} can't be written to: {error.strerror}. ROOT belongs to "
+            f"{owner(daemon.root.requests)}; run this command as that user."
+        ) from error
 
 
 def _ask(daemon: Daemon, command: str, arguments: dict[str, Any], on_wait: Callable[[], None]) -> Answer:
@@ -39,7 +47,7 @@ def _ask(daemon: Daemon, command: str, arguments: dict[str, Any], on_wait: Calla
 
     def not_taken() -> None:
         if not asker.withdraw():
-            raise StoreError(
+            raise _Taken(
                 f"the daemon ended before it answered; whether {command} was done can be seen by `envfabric status`"
             )
 
@@ -56,8 +64,15 @@ def _ask(daemon: Daemon, command: str, arguments: dict[str, Any], on_wait: Calla
                 continue
             asker.renew()
             renewed = time.monotonic()
-            with contextlib.suppress(Busy):
-                # Nobody holds ROOT any more: nobody will answer.
+            try:
+                # Where nobody holds ROOT any more, nobody will answer.
                 return daemon.carry_out(command, arguments, on_wait, not_taken)
+            except Busy:
+                continue
+            except _Taken:
+                # Its last act may have been the answer.
+                if (answer := asker.answer()) is not None:
+                    return answer
+                raise
     finally:
         asker.close()

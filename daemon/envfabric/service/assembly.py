@@ -111,7 +111,8 @@ def assemble(
         pins,
         collecting,
         repair,
-        Inbox(root, files),
+        claims,
+        Inbox(root, files, writer.check),
         history,
     )
     reconciler = Reconciler(

@@ -92,13 +92,20 @@ class Daemon:
         with HttpServer(host, port, shown) as server, self._signals():
             on_start(server.url)
             first = True
+
+            def each_round() -> None:
+                # The start is over: what ends a turn from now on is waited for.
+                nonlocal first
+                first = False
+                on_round()
+
             while not self._stopping:
                 try:
                     # Ready means: the settings hold and the lock was tried. A standby is ready, too.
                     with self._as_writer(wait=True, first=first) as writer:
                         if writer is not None:
                             first = first and not self._stood_by
-                            self._loop(writer, once=False, on_round=on_round)
+                            self._loop(writer, once=False, on_round=each_round)
                 except (ConfigError, SourceError, StoreError, OSError) as error:
                     # What is wrong at a start is told by the exit code; later the daemon waits for it to pass.
                     if first:

@@ -103,7 +103,7 @@ class Closures:
         name = uuid.uuid4().hex
         lock = self._root.staging / f"{name}.lock"
         # The lock exists before the folder: recovery never sees a folder that nobody answers for.
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = self._files.create(lock)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             folder = self._root.staging / name
@@ -113,7 +113,7 @@ class Closures:
         finally:
             with contextlib.suppress(OSError):
                 self._files.remove_tree(self._root.staging / name)
-                lock.unlink(missing_ok=True)
+                self._files.unlink(lock)
             os.close(descriptor)
 
     def seal(self, staging: Staging) -> Inventory:

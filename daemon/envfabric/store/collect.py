@@ -20,6 +20,8 @@ from envfabric.store.retention import Retention, Rules, Served
 from envfabric.store.root import Root
 from envfabric.telemetry import logs
 
+_GOING = "gone-"
+"""How the name of what is being deleted begins."""
 LEFTOVER_AGE = 3600.0
 """Seconds after which what lies in staging/ and is locked by nobody is nobody's."""
 
@@ -67,14 +69,18 @@ class Collector:
         self._serving = serving
         self._log = logs.get()
 
-    def collect(self, *, hurry: bool = False) -> Collected:
+    def collect(self, *, hurry: bool = False, done: Collected | None = None) -> Collected:
         """Removes what nothing uses; in a `hurry`, at low space, trash/ is emptied at once.
 
-        Raises `StoreError` (also `LostWriter`) and `OSError`; what was done until then is done.
+        Raises `StoreError` (also `LostWriter`) and `OSError`; what was done until then is in `done`.
         """
+        done = Collected() if done is None else done
         self._check()
         plan = self._retention.plan()
-        done = Collected(leases=plan.leases)
+        done.leases = plan.leases
+        if hurry:
+            # First: on a full disk the rest may need the room.
+            self._empty_trash(plan.now, 0.0, done)
         for spec_id, number in plan.drop:
             done.generations += self._drop(spec_id, number)
         if plan.drop:
@@ -126,10 +132,15 @@ class Collector:
             self._files.rename(path, trashed)
             # A holder writes its lease first and looks for the closure then, we rename first and look for
             # leases then: one of the two sees the other.
-            if self._leases.on(name, now):
+            try:
+                leased = bool(self._leases.on(name, now))
+            except BaseException:
+                # Who uses it can't be told: it counts as in use.
                 self._files.rename(trashed, path)
-                return False
-            return True
+                raise
+            if leased:
+                self._files.rename(trashed, path)
+            return not leased
 
         # Under the lock of the claims: a step of this daemon that needs it comes before or after.
         if not self._claims.unless_claimed(digest_of(name), action):
@@ -140,20 +151,39 @@ class Collector:
         self._leases.clean(name, now)
         return True
 
+    def _bring_back(self) -> None:
+        """Closures in trash/ that somebody leased while they went there, and whose collector was killed."""
+        names = set(self._leases.names())
+        for path in _entries(self._root.trash):
+            name = path.name.partition(".")[0]
+            if name not in names or os.path.lexists(self._root.closure(name)):
+                continue
+            if self._leases.on(name, self._files.server_time(self._root.state)):
+                self._check()
+                self._files.rename(path, self._root.closure(name))
+                self._log.warning("closure brought back: it is leased", digest=name)
+
     def _empty_trash(self, now: float, age: float, done: Collected) -> None:
         for path in _entries(self._root.trash):
-            with contextlib.suppress(FileNotFoundError):
-                # A rename sets the ctime, by the server's clock.
-                if now - path.lstat().st_ctime < age:
-                    done.in_trash += 1
-                    continue
-            self._check()
+            going = path
             try:
-                freed = self._files.remove_tree(path)
+                if not path.name.startswith(_GOING):
+                    # A rename sets the ctime, by the server's clock: of what this run moved it is after `now`.
+                    if age > 0 and now - path.lstat().st_ctime < age:
+                        done.in_trash += 1
+                        continue
+                    # Half-removed, it must not be taken for the closure that it was.
+                    going = path.with_name(f"{_GOING}{uuid.uuid4().hex}")
+                    self._check()
+                    self._files.rename(path, going)
+                self._check()
+                freed = self._files.remove_tree(going)
+            except FileNotFoundError:
+                continue
             except OSError as error:
                 # In use (NFS keeps .nfs… names for what a client has open): the next collection tries again.
                 done.in_trash += 1
-                self._log.warning("not removed from trash", path=str(path), error=str(error))
+                self._log.warning("not removed from trash", path=str(going), error=str(error))
                 continue
             done.freed.bytes += freed.bytes
             done.freed.inodes += freed.inodes

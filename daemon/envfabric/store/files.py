@@ -6,6 +6,7 @@ before each, so that a test can make it so. Everything that readers may meet app
 
 import contextlib
 import ctypes
+import errno
 import os
 import stat
 import uuid
@@ -95,11 +96,22 @@ class Files:
         """Writes a file into a folder that nobody looks at yet; `durable` before that folder is published."""
         self._step("write", path)
         with path.open("xb") as file:
-            file.write(data)
-            os.fchmod(file.fileno(), mode)
-            if durable:
+            try:
+                file.write(data)
+                os.fchmod(file.fileno(), mode)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
+            except OSError:
+                # Half of it would be in the way of the next try.
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                raise
+
+    def create(self, path: Path, mode: int = 0o600) -> int:
+        """Makes an empty file that is new, and gives its descriptor, open for reading and writing."""
+        self._step("write", path)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
 
     def append(self, path: Path, data: bytes) -> None:
         """Appends to a file that has one writer; a crash may lose or cut what was appended last."""
@@ -117,9 +129,12 @@ class Files:
         try:
             os.link(source, target)
         except FileExistsError:
-            # NFS: the answer to the first try was lost, and the second one found its own work.
-            if not os.path.samefile(source, target):
-                raise
+            # NFS: the answer to the first try was lost, and the second one found its own work. A symlink in
+            # its place is another's, wherever it leads.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(source.lstat(), target.lstat()):
+                    return
+            raise
 
     def rename(self, source: Path, target: Path) -> None:
         """Renames within ROOT and makes the new name durable."""
@@ -187,6 +202,12 @@ class Files:
             # Of an empty file some clients would give their own time.
             os.write(descriptor, b".")
             os.fsync(descriptor)
+            return os.fstat(descriptor).st_mtime
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            # A full disk is when the collector is needed most; setting the times takes no room.
+            os.utime(descriptor)
             return os.fstat(descriptor).st_mtime
         finally:
             os.close(descriptor)

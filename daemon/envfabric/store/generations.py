@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from envfabric.core.ids import is_id
 from envfabric.store.files import Files
 from envfabric.store.root import Root
 
@@ -88,11 +89,14 @@ class Generations:
     def specs(self) -> list[str]:
         """The ids that have generations, also of specs that are gone. Raises `OSError`."""
         top = self._root.generations
-        return [f"{flow}/{node}" for flow in _folders(top) for node in _folders(top / flow)]
+        found = (f"{flow}/{node}" for flow in _folders(top) for node in _folders(top / flow))
+        return [spec_id for spec_id in found if is_id(spec_id)]
 
     def numbers(self, spec_id: str) -> list[int]:
         """The numbers of a spec's generations, in no order. Raises `OSError`."""
-        return [int(name) for name in _folders(self._root.generations / spec_id) if name.isdecimal()]
+        names = _folders(self._root.generations / spec_id)
+        # Only as they are written here: `007` or other digits would name a folder that is not there.
+        return [int(name) for name in names if name.isdecimal() and str(int(name)) == name]
 
     def lock(self, generation: Generation) -> bytes | None:
         """The uv.lock that a generation keeps."""
@@ -139,7 +143,8 @@ class Generations:
 
     def drop(self, spec_id: str, number: int) -> None:
         """Moves a generation to trash/. Its number is not given again."""
-        if number >= max(self.numbers(spec_id), default=0):
+        # They go from the highest to the lowest: what is written says the highest of all.
+        if number >= max([*self.numbers(spec_id), self._highest(spec_id)]):
             highest = self._root.generations / spec_id / _HIGHEST
             self._files.write_atomic(highest, f"{number}\n".encode(), via=self._root.staging)
         target = self._root.trash / f"{spec_id.replace('/', '.')}.{number}.{uuid.uuid4().hex}"

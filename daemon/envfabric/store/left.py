@@ -5,6 +5,7 @@ Whoever publishes it again removes the file first: killed in between, the grace 
 too early.
 """
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -24,10 +25,10 @@ class Left:
     def known(self) -> set[str]:
         """The names of all that is recorded as out of use. Raises `OSError`."""
         if self._known is None:
-            try:
-                names = os.listdir(self._folder)
-            except FileNotFoundError:
-                names = []
+            names = []
+            with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
+                # A folder that somebody left there could not be forgotten.
+                names = [one.name for one in entries if one.is_file(follow_symlinks=False)]
             self._known = {name.replace("%", "/") for name in names if not name.startswith(".")}
         return self._known
 

@@ -6,6 +6,7 @@ Kept under state/pins/<workflow>/<node>.json, so that neither a restart nor anot
 import contextlib
 import json
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +24,12 @@ class Pin:
 
 
 class Pins:
-    """The pins on one ROOT. Safe for threads, one thread a spec at a time."""
+    """The pins on one ROOT. Safe for threads."""
 
     def __init__(self, root: Root, files: Files) -> None:
         self._root = root
         self._files = files
+        self._lock = threading.RLock()
 
     def read(self, spec_id: str) -> Pin | None:
         """A spec's pin; None where it has none. Raises `OSError`: a pin that can't be read is not gone."""
@@ -40,29 +42,43 @@ class Pins:
     def all(self) -> dict[str, Pin]:
         """Every pin by spec id. Raises `OSError`."""
         found = {}
-        for path in sorted(self._top.glob("*/*.json")):
-            spec_id = f"{path.parent.name}/{path.name.removesuffix('.json')}"
-            if is_id(spec_id) and (pin := self.read(spec_id)):
-                found[spec_id] = pin
+        # Not by glob, which takes a folder that can't be read for an empty one.
+        for flow in _names(self._top):
+            for name in _names(self._top / flow):
+                spec_id = f"{flow}/{name.removesuffix('.json')}"
+                if name.endswith(".json") and is_id(spec_id) and (pin := self.read(spec_id)):
+                    found[spec_id] = pin
         return found
 
     def set(self, spec_id: str, pin: Pin) -> None:
         """Pins a spec. Raises `OSError`."""
         self._root.require_marker()
         path = self._path(spec_id)
-        self._files.make_folder(path.parent, self._root.state)
         content = {"schema": 1, "generation": pin.generation, "tree": pin.tree, "at": now()}
-        self._files.write_atomic(path, json.dumps(content).encode(), via=self._root.staging)
+        with self._lock:
+            self._files.make_folder(path.parent, self._root.state)
+            self._files.write_atomic(path, json.dumps(content).encode(), via=self._root.staging)
+
+    def replace(self, spec_id: str, old: Pin, new: Pin | None) -> None:
+        """Has `new` in place of `old`, or nothing. A pin that an order has set since stays. Raises `OSError`."""
+        with self._lock:
+            if self.read(spec_id) != old:
+                return
+            if new is None:
+                self.remove(spec_id)
+            else:
+                self.set(spec_id, new)
 
     def remove(self, spec_id: str) -> None:
         """Takes a spec's pin away, or does nothing where it has none. Raises `OSError`."""
         path = self._path(spec_id)
-        if not os.path.lexists(path):
-            return
-        self._files.unlink(path)
-        self._files.sync_folder(path.parent)
-        with contextlib.suppress(OSError):
-            path.parent.rmdir()
+        with self._lock:
+            if not os.path.lexists(path):
+                return
+            self._files.unlink(path)
+            self._files.sync_folder(path.parent)
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
 
     @property
     def _top(self) -> Path:
@@ -70,3 +86,10 @@ class Pins:
 
     def _path(self, spec_id: str) -> Path:
         return self._top / f"{spec_id}.json"
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []

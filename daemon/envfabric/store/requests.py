@@ -1,8 +1,9 @@
 """requests/: how a command asks the daemon that holds ROOT to do something, over any file system.
 
-A request is requests/<id>.json, written whole; its answer is requests/<id>.answer. The asker renews its
-request while it waits: one that nobody waits for any more is not carried out, however long the daemon
-was away. What is put there by hand and makes no sense is answered, or removed, and stops nothing.
+A request is requests/<id>.json, written whole; <id>.taken while it is carried out; its answer is <id>.answer.
+The asker renews its request while it waits: one that nobody waits for any more is not carried out, however
+long the daemon was away. What a writer took and did not answer, because it was killed, the next one answers.
+What is put there by hand and makes no sense is answered, or removed, and stops nothing.
 """
 
 import contextlib
@@ -11,7 +12,9 @@ import os
 import pwd
 import re
 import stat
+import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +22,15 @@ from typing import Any
 from envfabric.core.errors import StoreError
 from envfabric.store.files import Files
 from envfabric.store.root import Root, now
+from envfabric.telemetry import logs
 
 FORGOTTEN = 60.0
 """Seconds without a renewal after which nobody waits for a request."""
 _ANSWER_AGE = 3600.0
 _MOST_BYTES = 64 * 1024
-_NAME = re.compile(r"([0-9a-f]{32})\.json")
+_TIDY = 60.0
+"""Seconds between two looks at what nobody has fetched, where no request brings one."""
+_NAME = re.compile(r"([0-9a-f]{32})\.(json|taken)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +97,7 @@ class Asker:
 
     def close(self) -> None:
         """Removes what is left of the request."""
-        for path in (self._path, self._answer_path):
+        for path in (self._path, self._path.with_suffix(".taken"), self._answer_path):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
 
@@ -105,42 +111,85 @@ class Asker:
 
 
 class Inbox:
-    """The writer's side: requests as they come in. Belongs to the loop's thread."""
+    """The writer's side: requests as they come in, for one turn as the writer. Belongs to the loop's thread."""
 
-    def __init__(self, root: Root, files: Files) -> None:
+    def __init__(self, root: Root, files: Files, check: Callable[[], None] = lambda: None) -> None:
+        """`check` raises where this process is no longer the writer: then nothing is taken."""
         self._root = root
         self._files = files
+        self._check = check
+        self._taken: set[str] = set()
+        self._next_tidy = 0.0
+        self._told: set[str] = set()
+        self._log = logs.get()
 
     def take(self) -> list[Request]:
-        """The requests that came in, each once: what is taken is gone. Raises `OSError`."""
+        """The requests that came in, each once.
+
+        Raises `OSError` where the folder can't be read or written, and what `check` raises.
+        """
         names = sorted(os.listdir(self._root.requests))
+        # What is only waiting to be old enough costs no operation in each round.
+        if not any(self._is_new(name) for name in names) and time.monotonic() < self._next_tidy:
+            return []
         if not names:
             return []
+        # Between two looks an idle writer does not know yet that it lost its lock.
+        self._check()
+        self._next_tidy = time.monotonic() + _TIDY
         clock = self._files.server_time(self._root.requests)
         taken = []
         for name in names:
-            path = self._root.requests / name
-            with contextlib.suppress(FileNotFoundError):
-                status = path.lstat()
-                age = clock - status.st_mtime
-                match = _NAME.fullmatch(name)
-                if match is None:
-                    if age > _ANSWER_AGE and not stat.S_ISDIR(status.st_mode):
-                        self._files.unlink(path)
-                    continue
-                request = self._read(path, match[1], status) if age <= FORGOTTEN else None
-                # Removed before it is carried out: killed in between, it is lost, and the asker sees that.
-                if not stat.S_ISDIR(status.st_mode):
-                    self._files.unlink(path)
-                if request is not None:
-                    taken.append(request)
+            try:
+                request = self._look_at(self._root.requests / name, clock)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                # One that can't be dealt with keeps no other from being taken.
+                if name not in self._told:
+                    self._told.add(name)
+                    self._log.warning("request can't be dealt with", name=name, error=str(error))
+                continue
+            if request is not None:
+                taken.append(request)
         return taken
+
+    def _is_new(self, name: str) -> bool:
+        match = _NAME.fullmatch(name)
+        return match is not None and match[1] not in self._taken and name not in self._told
+
+    def _look_at(self, path: Path, clock: float) -> Request | None:
+        status = path.lstat()
+        age = clock - status.st_mtime
+        match = _NAME.fullmatch(path.name)
+        if stat.S_ISDIR(status.st_mode):
+            self._told.add(path.name)
+        elif match is None:
+            if age > _ANSWER_AGE:
+                self._files.unlink(path)
+        elif match[2] == "taken":
+            if match[1] not in self._taken:
+                self._answer_for_the_dead(path, match[1])
+        elif age > FORGOTTEN or (request := self._read(path, match[1], status)) is None:
+            self._files.unlink(path)
+        else:
+            # Before it is carried out: killed after this, it is never carried out twice.
+            self._files.rename(path, path.with_suffix(".taken"))
+            self._taken.add(match[1])
+            return request
+        return None
+
+    def _answer_for_the_dead(self, path: Path, request_id: str) -> None:
+        told = "the daemon ended before it answered; whether it was done can be seen by `envfabric status`"
+        self.answer(Request(request_id, "", {}, ""), Answer(False, told))
 
     def answer(self, request: Request, answer: Answer) -> None:
         """Answers a request. Raises `OSError`."""
         content = {"ok": answer.ok, "message": answer.message, "data": answer.data}
         path = self._root.requests / f"{request.id}.answer"
         self._files.write_atomic(path, json.dumps(content).encode(), durable=False)
+        self._files.unlink(path.with_suffix(".taken"))
+        self._taken.discard(request.id)
 
     def _read(self, path: Path, request_id: str, status: os.stat_result) -> Request | None:
         if not stat.S_ISREG(status.st_mode):
@@ -153,7 +202,9 @@ class Inbox:
             if not isinstance(arguments, dict):
                 raise TypeError("arguments is no object")
             return Request(request_id, str(raw["command"]), arguments, str(raw.get("by", "")))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             told = Answer(False, f"the request can't be understood: {error}")
             self.answer(Request(request_id, "", {}, ""), told)
             return None

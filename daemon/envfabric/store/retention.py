@@ -6,7 +6,9 @@ in use. Removes nothing.
 """
 
 import contextlib
+import errno
 import os
+import re
 import stat
 import time
 from collections import Counter, defaultdict
@@ -22,6 +24,9 @@ from envfabric.store.left import Left
 from envfabric.store.pins import Pins
 from envfabric.store.processes import Running, running
 from envfabric.store.root import Root
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+"""What can be a closure's name; what else lies in store/ is somebody's, and stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Estimate:
-    """What removing closures gives back, counted by walking them."""
+    """What a collection gives back, counted by walking what goes."""
 
     freed: Freed
     """Of what no other closure and no cache has a link to."""
@@ -118,10 +123,10 @@ class Retention:
             for one in all_served:
                 if one.name:
                     reasons[one.name].append(f"served by {spec_id}")
-        for spec_id in self._generations.specs():
+        specs = [one for one in self._generations.specs() if self._generations.numbers(one)]
+        for spec_id in specs:
             self._plan_spec(spec_id, serving, running_now, reasons, plan, dry=dry)
-        for name in self._leases.names():
-            held = self._leases.on(name, now)
+        for name, held in self._leases.in_force(now).items():
             plan.leases += len(held)
             reasons[name] += [f"leased by {one.holder} on {one.host}" for one in held]
         for name in running_now.closures:
@@ -130,20 +135,25 @@ class Retention:
         for name in present:
             self._plan_closure(name, reasons.get(name, []), plan, dry=dry)
         if not dry:
-            # Of closures that left by another way, or just before a crash.
+            # Of closures that left by another way, or just before a crash; and of specs without generations,
+            # which begin anew with their next one.
             for name in self.closures_left.known().difference(present):
                 self.closures_left.forget(name)
+            for spec_id in self.specs_left.known().difference(specs):
+                self.specs_left.forget(spec_id)
         return plan
 
     def running(self) -> Running:
         """What the processes of this host run from; nothing where the settings say not to look."""
         return running(self._root) if self._rules.scan else Running(set(), set())
 
-    def estimate(self, names: Iterable[str]) -> Estimate:
-        """What removing these closures, and all that is in trash/, would give back."""
+    def estimate(self, plan: Plan) -> Estimate:
+        """What removing all that goes by a plan, and all that is in trash/, would give back."""
         links: Counter[tuple[int, int]] = Counter()
         known: dict[tuple[int, int], os.stat_result] = {}
-        for path in [*(self._root.closure(name) for name in names), *self._root.trash.iterdir()]:
+        closures = (self._root.closure(name) for name in plan.remove)
+        dropped = (self._generations.folder(spec_id, number) for spec_id, number in plan.drop)
+        for path in [*closures, *dropped, *self._root.trash.iterdir()]:
             for status in _walk(str(path)):
                 links[status.st_dev, status.st_ino] += 1
                 known[status.st_dev, status.st_ino] = status
@@ -175,8 +185,9 @@ class Retention:
             if not dry:
                 self.specs_left.forget(spec_id)
         elif numbers:
-            since = self.specs_left.since(spec_id) if dry else self.specs_left.note(spec_id)
-            gone = since is not None and plan.now - since >= self._rules.generation_age
+            since = self._since(self.specs_left, spec_id, dry=dry)
+            age = _age(plan.now, plan.now if since is None else since)
+            gone = age >= self._rules.generation_age
         # A process that was started by the path for people may run from any of the spec's generations.
         by_people = spec_id in running_now.specs
         for place, number in enumerate(numbers):
@@ -197,15 +208,28 @@ class Retention:
                 self.closures_left.forget(name)
             plan.kept[name] = tuple(dict.fromkeys(reasons))
             return
-        since = self.closures_left.since(name) if dry else self.closures_left.note(name)
+        if not _NAME.fullmatch(name):
+            plan.kept[name] = ("it is no closure: nothing of the fabric made it. Remove it by hand",)
+            return
+        since = self._since(self.closures_left, name, dry=dry)
         leased = self._leases.left(name)
-        left = max((at for at in (since, leased) if at is not None), default=plan.now)
-        if plan.now - left < self._rules.grace:
-            plan.kept[name] = (
-                f"unused for {_span(plan.now - left)}, the grace period is {_span(self._rules.grace)}",
-            )
+        age = _age(plan.now, max((at for at in (since, leased) if at is not None), default=plan.now))
+        if age < self._rules.grace:
+            plan.kept[name] = (f"unused for {_span(age)}, the grace period is {_span(self._rules.grace)}",)
         else:
             plan.remove.append(name)
+
+    def _since(self, left: Left, name: str, *, dry: bool) -> float | None:
+        """Since when a thing is out of use, noted where that is new and may be; None where it is not known."""
+        if dry:
+            return left.since(name)
+        try:
+            return left.note(name)
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            # What can't be noted on a full disk is new; what was noted before, and trash/, go all the same.
+            return None
 
     def _young(self, spec_id: str, number: int, now: float) -> bool:
         try:
@@ -228,6 +252,11 @@ class Retention:
                 raise
             # Whoever may not write may still look; this host's clock is near enough for that.
             return time.time()
+
+
+def _age(now: float, since: float) -> float:
+    """Seconds since then; what was noted after this plan began is 0 s old, and so of no age with grace 0."""
+    return max(0.0, now - since)
 
 
 def _walk(top: str) -> Iterable[os.stat_result]:

@@ -42,14 +42,17 @@ class Usage:
 
         Without `keep` what was counted anew is not written down: for those who only look.
         """
-        self._links.clear()
-        self._logical.clear()
-        self._physical = 0
+        # Listed first: a NAS that is away for a moment does not turn the count to nothing.
         present = [
             digest
             for digest in sorted(os.listdir(self._root.store))
             if (self._root.closure(digest) / "metadata.json").is_file()
         ]
+        self._links.clear()
+        self._logical.clear()
+        self._physical = 0
+        if keep:
+            self._forget_all_but(present)
         for digest in present:
             self.add(digest, keep=keep)
 
@@ -120,6 +123,13 @@ class Usage:
     @property
     def _folder(self) -> Path:
         return self._root.state / "usage"
+
+    def _forget_all_but(self, present: list[str]) -> None:
+        """Removes the records of closures that left just before a crash: built again, they have other inodes."""
+        with contextlib.suppress(OSError, StoreError):
+            self._root.require_marker()
+            for name in set(os.listdir(self._folder)).difference(present):
+                self._files.unlink(self._folder / name)
 
     def _read(self, digest: str) -> dict[int, int] | None:
         try:

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from envfabric.core.errors import StoreError
 from envfabric.store.files import Files
+from envfabric.store.mounts import FULL
 from envfabric.store.root import Root
 
 _EPOCH = re.compile(r"epoch-([0-9]{1,18})")
@@ -107,8 +108,8 @@ class Writer:
 
     def _claim(self) -> int:
         token = self._root.locks / f".claim.{uuid.uuid4().hex}"
-        self._files.write_new(token, f"{os.uname().nodename} {os.getpid()}\n".encode())
         try:
+            self._make_token(token)
             while True:
                 epoch = max(self._epochs(), default=0) + 1
                 try:
@@ -125,6 +126,23 @@ class Writer:
         for old in sorted(self._epochs())[:-_EPOCHS_KEPT]:
             self._files.unlink(self._epoch_path(old))
         return epoch
+
+    def _make_token(self, token: Path) -> None:
+        """Makes the file whose links are this claim's, also where there is room for no file any more.
+
+        A daemon that was killed on a full disk has to come back to empty what it left in staging/.
+        """
+        try:
+            self._files.write_new(token, f"{os.uname().nodename} {os.getpid()}\n".encode())
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            # The file of an epoch that is over is as unique, and renaming it takes no room.
+            over = sorted(self._epochs())[:-1]
+            if over:
+                self._files.rename(self._epoch_path(over[0]), token)
+            else:
+                self._files.write_new(token, b"")
 
     def _remove_tokens(self, own: Path) -> None:
         """Removes this claim's token, and those of claims that were killed half-way long ago."""

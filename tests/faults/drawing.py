@@ -1,0 +1,112 @@
+"""Which moment is next, and the report: every kind of step that was seen, and how often it was the last one.
+
+A kind is drawn first, each as likely as any other, and then one of its calls: else the hundreds of links of
+the probe would be hit again and again, and the one rename that publishes hardly ever.
+"""
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from faults.daemons import Arm
+
+RECOVERY = "recovery"
+"""The name under which the steps of a restart after a kill are known."""
+_MISSES = 3
+"""Moments of a kind that did not come before others have their turn."""
+_FIRST_DELAY = 0.08
+"""What is taken for the running time of a uv process at first, in seconds."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment to kill at: during which operation, and by which step."""
+
+    operation: str
+    arm: Arm
+
+    @property
+    def kind(self) -> str:
+        """The kind of step."""
+        return self.arm[0]
+
+
+class Drawing:
+    """The kinds, their calls by operation, and the hits so far."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self._calls: dict[str, dict[str, int]] = defaultdict(dict)
+        """By kind and operation, the most calls in one."""
+        self._delays: dict[str, float] = defaultdict(lambda: _FIRST_DELAY)
+        self._missed: Counter[str] = Counter()
+        self.seen: Counter[str] = Counter()
+        self.hits: Counter[str] = Counter()
+
+    def learn(self, operation: str, seen: Mapping[str, int]) -> None:
+        """What an operation consists of, as it was seen once."""
+        for kind, number in seen.items():
+            self.seen[kind] += number
+            known = self._calls[kind]
+            known[operation] = max(number, known.get(operation, 0))
+
+    @property
+    def unhit(self) -> list[str]:
+        """The kinds that were seen and never hit."""
+        return sorted(kind for kind in self._calls if not self.hits[kind])
+
+    def draw(self) -> Moment:
+        """The next moment: of a kind that has no hit yet, as long as there is one that may come."""
+        possible = sorted(kind for kind in self._calls if set(self._calls[kind]) - {RECOVERY})
+        fresh = [kind for kind in possible if not self.hits[kind]]
+        patient = [kind for kind in fresh if self._missed[kind] < _MISSES]
+        if fresh and not patient:
+            for kind in fresh:
+                self._missed[kind] = 0
+        # Once all that is left has been tried in vain, others come first for one round.
+        kind = self._chance.choice(patient or possible)
+        operations = sorted(set(self._calls[kind]) - {RECOVERY})
+        operation = self._chance.choice(operations)
+        most = self._calls[kind][operation]
+        # One that did not come was too late: the next try takes an earlier call.
+        number = self._chance.randint(1, max(1, most >> self._missed[kind]))
+        return Moment(operation, (kind, number, self._delay(kind)))
+
+    def draw_recovery(self) -> list[Arm]:
+        """The moments for a restart: all that only restarts can hit, or one of the others now and then."""
+        if self._chance.random() < 0.5:
+            only = [kind for kind in self.unhit if set(self._calls[kind]) == {RECOVERY}]
+            if only:
+                return [(kind, 1, 0.0) for kind in only]
+        if self._chance.random() < 0.75:
+            return []
+        kinds = sorted(kind for kind in self._calls if RECOVERY in self._calls[kind])
+        if not kinds:
+            return []
+        kind = self._chance.choice(kinds)
+        return [(kind, self._chance.randint(1, self._calls[kind][RECOVERY]), self._delay(kind))]
+
+    def hit(self, kind: str) -> None:
+        """A daemon was killed at a step of this kind."""
+        self.hits[kind] += 1
+        self._missed[kind] = 0
+        # The delay of uv's kinds finds its way to uv's running time on this machine.
+        self._delays[kind] *= 1.15
+
+    def miss(self, kind: str) -> None:
+        """The moment did not come."""
+        self._missed[kind] += 1
+        self._delays[kind] = max(0.001, self._delays[kind] * 0.7)
+
+    def report(self) -> list[str]:
+        """A table of the kinds: calls seen while nothing was killed and in restarts, and hits."""
+        width = max(map(len, self._calls), default=10)
+        lines = [f"{'step':{width}}  {'calls':>7}  {'hits':>5}"]
+        for kind in sorted(self._calls):
+            mark = "" if self.hits[kind] else "  <- none"
+            lines.append(f"{kind:{width}}  {self.seen[kind]:7}  {self.hits[kind]:5}{mark}")
+        return lines
+
+    def _delay(self, kind: str) -> float:
+        return self._chance.uniform(0.0, self._delays[kind]) if kind.startswith("uv ") else 0.0

@@ -1,0 +1,74 @@
+"""Names for the steps at which a daemon can be killed: what is done, and to what kind of path.
+
+A kind has no digest, number or random name in it, so that the same step of two builds is one row of the
+report. Standard library only: the victim loads this before anything else. Touches no file.
+"""
+
+import re
+from pathlib import Path
+
+_HEX = re.compile(r"[0-9a-f]{16,}")
+_RECORDS = {"damaged", "pins", "pythons", "resolutions", "usage"}
+"""Folders below state/ in which every file is of one kind."""
+
+
+def kind_of(root: Path, operation: str, path: Path) -> str:
+    """The kind of a step of the file seam, such as `rename store/*`."""
+    try:
+        parts = path.relative_to(root).parts
+    except ValueError:
+        return f"{operation} outside ROOT"
+    if not parts:
+        return f"{operation} ROOT"
+    return f"{operation} {_role(parts)}"
+
+
+def uv_kind(arguments: list[str]) -> str:
+    """The kind of a moment of uv's running time, such as `uv sync runs`."""
+    words = [one for one in arguments if not one.startswith("-")]
+    command = " ".join(words[:2] if words[:1] == ["cache"] else words[:1])
+    dry = " --dry-run" if "--dry-run" in arguments else " --check" if "--check" in arguments else ""
+    return f"uv {command}{dry} runs"
+
+
+def _role(parts: tuple[str, ...]) -> str:
+    top, rest = parts[0], parts[1:]
+    if any("probe" in one for one in parts):
+        # The probe makes hundreds of links that nobody but it ever looks at.
+        return f"{top}/ by the probe"
+    if not rest:
+        return top
+    if top == "staging":
+        return _staging(rest)
+    if top in {"generations", "envs", "failures"}:
+        names = ("<workflow>", "<node>", rest[-1] if rest[-1].startswith(".") else "<n>")
+        return "/".join((top, *names[: len(rest)]))
+    if top == "state":
+        return "/".join((top, rest[0], *("*" for _ in rest[1:2] if rest[0] in _RECORDS or rest[0] == "left")))
+    if top == "trash":
+        return f"trash/{_trash(rest[0])}{'/…' if rest[1:] else ''}"
+    if top == "uv_cache":
+        return f"uv_cache/…{path_suffix(rest[-1])}"
+    return f"{top}/{_HEX.sub('*', re.sub(r'[0-9]+', '<n>', rest[0]) if top in {'locks', 'history'} else rest[0])}"
+
+
+def _staging(rest: tuple[str, ...]) -> str:
+    first = "<generation>" if rest[0].startswith("generation-") else _HEX.sub("<build>", rest[0])
+    if len(rest) == 1:
+        return f"staging/{first}"
+    if ".venv" in rest[1:-1] or rest[-1] == ".venv" and first != "<generation>":
+        return f"staging/{first}/{rest[1]}/.venv"
+    return "/".join(("staging", first, *rest[1:3]))
+
+
+def _trash(name: str) -> str:
+    if name.startswith("gone-"):
+        return "gone-*"
+    if name.startswith("uv-archive"):
+        return "<wheel>"
+    return "<closure>" if _HEX.match(name) else "<generation>"
+
+
+def path_suffix(name: str) -> str:
+    """How a pointer of uv's cache ends."""
+    return next((end for end in (".http", ".rev") if name.endswith(end)), "")
