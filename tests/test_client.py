@@ -160,7 +160,7 @@ def test_status_shows_all_and_one(served: Fabric) -> None:
     assert served.index()["python"]["wf/ready"] in one
     assert json.loads(served.command("status", "--json", *root).stdout) == served.index()
     entry = json.loads(served.command("status", "wf/failed", "--json", *root).stdout)
-    assert entry == served.entry("wf/failed")
+    assert entry == {**served.entry("wf/failed"), "closure": None}
     assert served.command("status", "wf/missing", *root).returncode == 1
 
 

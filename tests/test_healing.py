@@ -269,7 +269,8 @@ def test_mount_that_went_away_is_not_written_to(fabric: Fabric) -> None:
         fabric.root.mkdir()
         fabric.repo.spec("wf/b", ["gamma"], requires_python=">=3.10")
         commit = fabric.repo.commit()
-        wait_for(lambda: daemon.events("index not published") or None, message="nothing was noticed")
+        wait_for(lambda: daemon.events("look failed") or None, message="nothing was noticed")
+        assert daemon.get("/healthz")[0] == daemon.get("/readyz")[0] == 200
         assert list(fabric.root.iterdir()) == []
         fabric.root.rmdir()
         away.rename(fabric.root)

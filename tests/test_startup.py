@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from envfabric.cli import show
+from envfabric.store.probe import Probe
+from envfabric.store.root import Root
 from support.fabric import Fabric
 from support.waiting import wait_for
 
@@ -65,6 +68,28 @@ def test_root_that_consumers_could_not_use(fabric: Fabric) -> None:
     (fabric.folder / "pyproject.toml").write_text("")
     assert "workspace" in refused(fabric, "init", fabric.root)
     assert not fabric.root.exists()
+
+
+def test_init_shows_what_the_probe_found(fabric: Fabric) -> None:
+    """File system, link limit and free space are shown, and what to do next; a second init does no harm."""
+    for _ in range(2):
+        done = fabric.command("init", fabric.root)
+        assert done.returncode == 0, done.stderr
+        rows = dict(line.split("  ", 1) for line in done.stdout.splitlines() if "  " in line)
+        assert {"file system", "links of one file", "free space", "free inodes"} <= rows.keys()
+        assert rows["free space"].split()[-1] in {"B", "KiB", "MiB", "GiB", "TiB"}
+        assert done.stdout.splitlines()[-1] == (
+            f"{fabric.root} is ready. Next: envfabric run --repo <spec repository> --root {fabric.root}"
+        )
+
+
+def test_init_states_what_is_degraded(fabric: Fabric, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each sentence of the probe is shown; what was not counted is not made up."""
+    found = Probe("nfs4", 177, 5 * 1024**3, None, ("One file can have 177 names only.",))
+    show.prepared(Root(fabric.root), found)
+    text = capsys.readouterr().out
+    for words in ("nfs4", "177", "5.0 GiB", "not counted", "degraded: One file can have 177 names only."):
+        assert words in text
 
 
 def test_wrong_settings(ready: Fabric) -> None:
@@ -131,7 +156,18 @@ def test_without_flags_or_variables_nothing_is_guessed(fabric: Fabric) -> None:
     assert "No such command" in refused(fabric, "buidl")
     done = fabric.command("--help")
     assert done.returncode == 0
-    for name in ("init", "demo", "run", "status", "which", "exec", "runtime-env"):
+    for name in (
+        "init",
+        "demo",
+        "run",
+        "status",
+        "which",
+        "exec",
+        "runtime-env",
+        "history",
+        "rollback",
+        "unpin",
+    ):
         assert name in done.stdout
 
 

@@ -365,3 +365,52 @@ def test_scripts_and_data_fit_their_records(
     assert "records_wrong" not in json.loads((root.closure(built.name) / "metadata.json").read_bytes())
     assert (venv(root, built) / "share/doc/tool.txt").is_file()
     assert stat.S_IMODE((venv(root, built) / "bin/plain").stat().st_mode) == 0o555
+
+
+def test_unfinished_file_of_the_cache_is_not_sealed(builder: Builder, recipe: MakeRecipe, root: Root) -> None:
+    """What uv leaves in its cache when it is killed at the link limit gets into no closure; a wheel's own does."""
+    build(builder, recipe("gamma<2"))
+    (first,) = root.uv_cache.glob("archive-v*/*/gamma/__init__.py")
+    first.with_name(".tmpAbCd12").write_text("half")
+    built = build(builder, recipe("gamma<2", "alpha"))
+    assert [path.name for path in installed(root, built, "gamma").glob(".tmp*")] == []
+    assert "begun anew" in (root.closure(built.name) / "build.log").read_text()
+
+
+def test_unfinished_file_of_a_wheel_is_its_own(
+    builder: Builder, recipe: MakeRecipe, root: Root, index: SimpleIndex
+) -> None:
+    """A file that is only called as uv calls unfinished ones stays where its wheel put it."""
+    index.add_wheel("odd", "1.0", modules={"odd/__init__.py": "", "odd/.tmpAbCd12": "whole"})
+    built = build(builder, recipe("odd"))
+    assert installed(root, built, "odd/.tmpAbCd12").read_text() == "whole"
+
+
+@pytest.mark.parametrize("races", [1, 3])
+def test_build_that_met_another_at_the_link_limit_is_begun_anew(
+    closures: Closures, files: Files, root: Root, recipe: MakeRecipe, index: SimpleIndex, races: int
+) -> None:
+    """uv lists a file of the cache that another uv renames before it is linked: no fault of the spec."""
+    said = (
+        "error: Failed to install: alpha-1.0-py3-none-any.whl (alpha==1.0)\n  cause: failed to hardlink file from "
+        f"{root.staging}/x/closure/.venv/lib/python3.11/site-packages/alpha/.tmpn6OwmG to {root.uv_cache}/archive-v0/"
+        "jpN_wYiBMON04x9G/alpha/.tmpn6OwmG: No such file or directory (os error 2)\n"
+    )
+    left = races
+
+    class Racing(Uv):
+        def run(self, arguments: Sequence[str], **details: Any) -> Finished:
+            nonlocal left
+            done = super().run(arguments, **details)
+            if arguments[0] == "sync" and left:
+                left -= 1
+                return Finished(2, done.stdout, said, done.seconds)
+            return done
+
+    builder = Builder(closures, files, Racing(root, timeout=60, index=index.url))
+    asked = recipe("beta")
+    if races == 1:
+        assert build(builder, asked).name == asked.closure.digest
+    else:
+        assert refusal(builder, asked).reason is Reason.STORE
+    assert not any(root.staging.iterdir())

@@ -12,6 +12,7 @@ import pytest
 from support.fabric import Fabric, RunningDaemon
 from support.simple_index import SimpleIndex
 from support.spec_repo import SpecRepo
+from support.waiting import wait_for
 
 STRICT = {
     "grace": 0,
@@ -78,12 +79,19 @@ class Keeping:
         return done.stdout + done.stderr
 
     @contextmanager
-    def maybe_daemon(self, wanted: bool) -> Iterator[RunningDaemon | None]:
+    def maybe_daemon(self, wanted: bool = True) -> Iterator[RunningDaemon | None]:
         """With a daemon that has made the revision true, or without one."""
         with self.fabric.daemon() if wanted else nullcontext() as daemon:
             if daemon is not None:
+                wait_for(lambda: daemon.events("revision") or None, message="the daemon holds no ROOT")
                 daemon.wait_for_index(self.repo.head)
             yield daemon
+
+
+@pytest.fixture(autouse=True)
+def _sealed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root's interpreters would write .pyc files into sealed closures, which `verify` rightly reports."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
 
 
 @pytest.fixture

@@ -44,6 +44,8 @@ class Demo:
             "TMPDIR": str(temporary),
             "LC_ALL": "C.UTF-8",
             "GIT_CONFIG_NOSYSTEM": "1",
+            # Run by root an interpreter could write into the sealed environment that it runs from.
+            "PYTHONDONTWRITEBYTECODE": "1",
         }
         self.printed: list[str] = []
         self.logged: list[str] = []

@@ -96,6 +96,21 @@ def test_stable_path_for_people(demo: Demo, first_index: dict[str, Any]) -> None
     assert os.path.realpath(prefix) == os.path.realpath(demo.nas / "envs/etl/extract/.venv")
 
 
+def test_readme_looks_after_a_fabric(demo: Demo) -> None:
+    """The README's commands for looking after a fabric work as they stand there, beside the running demo."""
+    readme = (EXAMPLES.parent / "README.md").read_text("utf-8")
+    block = readme.split("<!-- look after it -->")[1].split("```sh\n")[1].split("```")[0]
+    assert block.count("\nenvfabric ") >= 6
+    script = block.replace("~/envfabric-demo", str(demo.folder))
+    beside = os.path.dirname(sys.executable)
+    lines = ["set -eu", f"export PATH={beside}:$PATH", f"export ENVFABRIC_ROOT={demo.nas}", script]
+    printed = demo.run("bash", "-c", "\n".join(lines))
+    assert "are the same closure" in printed
+    assert "all are as they were sealed" in printed
+    assert "served by etl/extract" in printed
+    assert "0 closures and 0 generations removed" in printed
+
+
 def test_commit_changes_the_index_without_a_restart(demo: Demo) -> None:
     """Editing a spec and a plain `git commit -am`, on a machine without an identity, is all it takes."""
     before = demo.index()

@@ -13,6 +13,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class Watcher:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._last: tuple[int, bytes] = (0, b"")
+        self._lock = threading.Lock()
         self.looks = 0
         self.faults: list[str] = []
 
@@ -49,10 +51,18 @@ class Watcher:
         self._over.set()
         self._thread.join()
 
+    @contextlib.contextmanager
+    def looking_away(self) -> Iterator[None]:
+        """While ROOT is replaced by another: nothing is expected to go on from what was."""
+        with self._lock:
+            yield
+            self._last = (0, b"")
+
     def _watch(self) -> None:
         while not self._over.wait(0.005):
             try:
-                self._look()
+                with self._lock:
+                    self._look()
             except (ValueError, KeyError, TypeError) as error:
                 self.faults.append(f"index.json can't be understood: {error!r}")
                 return
@@ -79,40 +89,63 @@ def while_down(ground: Ground, story: Story) -> None:
     if not ground.root.index.exists():
         return
     index = json.loads(ground.root.index.read_bytes())
+    _works(ground, index, again=True)
+    served = _served(index)
+    report = verify(ground.root, served, workers=2, served=served)
+    assert not report.missing, f"served and not there: {report.missing}"
+    assert story.damaged or report.clean, f"served and not whole: {report.findings}"
+
+
+def _works(ground: Ground, index: dict[str, Any], again: bool) -> None:
+    """Every path of the index is what its generation says, and imports the versions that were asked for.
+
+    Without `again` those are not run that ran since the last kill: that nothing of them changed is proven.
+    """
     entries = index["environments"]
+    todo = set()
     for spec_id, path in index["python"].items():
         entry = entries[spec_id]
         folder = ground.generations().folder(spec_id, entry["generation"])
         generation = ground.generations().read(spec_id, entry["generation"])
-        assert generation is not None, f"{spec_id} serves generation {entry['generation']}, which is not whole"
+        assert generation is not None, (
+            f"{spec_id} serves generation {entry['generation']}, which is not whole"
+        )
         assert generation.digest == entry["serving"], f"{spec_id}: index and generation name two closures"
         assert path == ground.root.python(entry["serving"]), f"{spec_id}: {path}"
-        requirements = _requirements(folder)
-        found = _run(path, requirements)
-        wanted = dict(one.split("==") for one in requirements)
-        assert found == wanted, f"{spec_id} imports {found}, its generation says {wanted}"
+        todo.add((path, _requirements(folder)))
+    if again:
+        ground.ran.clear()
+    fresh = sorted(todo - ground.ran)
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(_run, path, requirements) for path, requirements in fresh]
+    for (path, requirements), run in zip(fresh, runs, strict=True):
+        found, wanted = run.result(), dict(one.split("==") for one in requirements)
+        assert found == wanted, f"{path} imports {found}, the generations that use it say {wanted}"
+    ground.ran |= todo
+
+
+def _served(index: dict[str, Any]) -> dict[str, list[str]]:
+    """The ids of the specs by the closure that they serve."""
     served: dict[str, list[str]] = {}
-    for spec_id, entry in entries.items():
+    for spec_id, entry in index["environments"].items():
         if entry["serving"]:
             served.setdefault(entry["serving"], []).append(spec_id)
-    report = verify(ground.root, served, workers=2, served=served)
-    assert not report.missing, f"served and not there: {report.missing}"
-    assert story.damaged or report.clean, f"served and not whole: {report.findings}"
+    return served
 
 
 def at_rest(ground: Ground, story: Story) -> None:
     """After a restart: the state of an undisturbed run, and nothing left of what was interrupted."""
     index = json.loads(ground.root.index.read_bytes())
     _as_expected(ground, story, index)
-    while_down(ground, story)
+    _works(ground, index, again=False)
     _staging_is_empty(ground.root)
     _generations_are_whole(ground)
     _links_agree(ground, index)
     _pins_agree(ground, index)
     _account_agrees(ground.root)
     _nothing_half_written(ground.root)
-    report = verify(ground.root, None, workers=2)
-    assert story.damaged or report.clean, f"verify: {report.findings}"
+    report = verify(ground.root, None, workers=2, served=_served(index))
+    assert report.clean, f"verify: {report.findings}, missing: {report.missing}"
 
 
 def _as_expected(ground: Ground, story: Story, index: dict[str, Any]) -> None:
@@ -156,7 +189,9 @@ def _generations_are_whole(ground: Ground) -> None:
             assert names == [".venv", "metadata.json", "pyproject.toml", "uv.lock"], f"{folder}: {names}"
             one = generations.read(spec_id, number)
             assert one is not None, f"{folder}/metadata.json can't be read"
-            assert one.digest in damaged or (folder / ".venv/bin/python").exists(), f"{folder}/.venv leads nowhere"
+            assert one.digest in damaged or (folder / ".venv/bin/python").exists(), (
+                f"{folder}/.venv leads nowhere"
+            )
             content = generations.content(one)
             assert content is not None
             key = (content.pyproject, content.lock, one.digest)
@@ -200,16 +235,11 @@ def _account_agrees(root: Root) -> None:
 
 def _nothing_half_written(root: Root) -> None:
     """No temporary name where people and commands look."""
-    for folder in (root.path, root.envs, root.store, root.generations, root.failures):
-        left = [path for path in _names(folder) if re.search(r"\.[0-9a-f]{32}$", path.name)]
-        assert not left, f"left half-written: {left}"
-
-
-def _names(folder: Path) -> Iterator[Path]:
-    for path in folder.iterdir():
-        yield path
-        if path.is_dir() and not path.is_symlink() and folder.name in {"envs", "generations", "failures"}:
-            yield from path.iterdir()
+    found = [*root.path.iterdir(), *root.store.iterdir()]
+    for top in (root.envs, root.generations, root.failures, root.state, root.history):
+        found += [Path(folder) / name for folder, _, names in os.walk(top) for name in names]
+    left = [path for path in found if re.search(r"\.[0-9a-f]{32}$", path.name)]
+    assert not left, f"left half-written: {left}"
 
 
 def _requirements(folder: Path) -> Requirements:

@@ -3,6 +3,7 @@
 Knows nothing of specs or stores. Whatever it starts is ended by its process id.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +43,8 @@ class Barracks:
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self.log = folder / "daemon.log"
-        self._path = str(folder / "control")
+        # Without a file: the path of a temporary folder may be too long for a socket's.
+        self._path = f"\0envfabric-faults-{uuid.uuid4().hex}"
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self._path)
         self._listener.listen()
@@ -123,13 +126,16 @@ class RunningVictim:
         while self._take(0):
             pass
 
-    def stop(self) -> None:
-        """SIGTERM, and exit code 0. Raises `Dead` where its moment came first."""
+    def stop(self) -> dict[str, int]:
+        """SIGTERM, and exit code 0; gives the steps since `seen`. Raises `Dead` where its moment came first."""
         os.kill(self._pid, signal.SIGTERM)
-        while self._take(ANSWERS_WITHIN, ending=True):
-            pass
+        steps: dict[str, int] = {}
+        while told := self._take(ANSWERS_WITHIN, ending=True):
+            steps = told.get("last", steps)
+        self._connection.close()
         code = self._barracks.ended()
         assert code == 0, f"the daemon ended with exit code {code}; see {self._barracks.log}"
+        return steps
 
     def kill(self) -> None:
         """SIGKILL from outside, at no chosen moment."""
@@ -138,11 +144,9 @@ class RunningVictim:
         self._connection.close()
 
     def _ask(self, message: dict[str, Any]) -> Any:
-        try:
+        # Where it is dead, what it said before that is still to be read.
+        with contextlib.suppress(OSError):
             self._connection.sendall(json.dumps(message).encode() + b"\n")
-        except OSError:
-            # What it said before it died is still to be read.
-            pass
         while True:
             told = self._take(ANSWERS_WITHIN)
             if told and "answer" in told:

@@ -6,7 +6,7 @@ the probe would be hit again and again, and the one rename that publishes hardly
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from faults.daemons import Arm
@@ -15,7 +15,9 @@ RECOVERY = "recovery"
 """The name under which the steps of a restart after a kill are known."""
 _MISSES = 3
 """Moments of a kind that did not come before others have their turn."""
-_FIRST_DELAY = 0.08
+_THRIFT = 0.9
+"""The share of moments that come in an operation which is not costly, where there is one."""
+_FIRST_DELAY = 0.04
 """What is taken for the running time of a uv process at first, in seconds."""
 
 
@@ -35,8 +37,10 @@ class Moment:
 class Drawing:
     """The kinds, their calls by operation, and the hits so far."""
 
-    def __init__(self, chance: random.Random) -> None:
+    def __init__(self, chance: random.Random, costly: Collection[str] = ()) -> None:
+        """`costly` operations are drawn less, where others have the kind as well."""
         self._chance = chance
+        self._costly = costly
         self._calls: dict[str, dict[str, int]] = defaultdict(dict)
         """By kind and operation, the most calls in one."""
         self._delays: dict[str, float] = defaultdict(lambda: _FIRST_DELAY)
@@ -67,7 +71,8 @@ class Drawing:
         # Once all that is left has been tried in vain, others come first for one round.
         kind = self._chance.choice(patient or possible)
         operations = sorted(set(self._calls[kind]) - {RECOVERY})
-        operation = self._chance.choice(operations)
+        cheap = [one for one in operations if one not in self._costly]
+        operation = self._chance.choice(cheap if cheap and self._chance.random() < _THRIFT else operations)
         most = self._calls[kind][operation]
         # One that did not come was too late: the next try takes an earlier call.
         number = self._chance.randint(1, max(1, most >> self._missed[kind]))
@@ -98,6 +103,10 @@ class Drawing:
         """The moment did not come."""
         self._missed[kind] += 1
         self._delays[kind] = max(0.001, self._delays[kind] * 0.7)
+
+    def missed(self, kind: str) -> int:
+        """How often in a row moments of this kind did not come."""
+        return self._missed[kind]
 
     def report(self) -> list[str]:
         """A table of the kinds: calls seen while nothing was killed and in restarts, and hits."""

@@ -5,7 +5,6 @@ Each order and commit is the real one; what should come of them is kept in fault
 
 import contextlib
 import os
-import shutil
 import time
 from pathlib import Path
 from threading import Event
@@ -36,6 +35,9 @@ GOOD: tuple[Requirements, ...] = (
     ("beta==2.0",),
     ("alpha==2.0", "beta==2.0"),
 )
+RETAINED = 2
+"""Generations of a spec that a collection leaves."""
+_UNFINISHED = "the daemon ended before it answered"
 _ANSWERED_WITHIN = 120.0
 """Seconds in which an order has to be answered."""
 
@@ -83,7 +85,7 @@ class Ground:
             "gc": {
                 "grace": 0,
                 "trash_age": 0,
-                "generations": 3,
+                "generations": RETAINED,
                 "generation_age": 0,
                 "interval": 0,
                 "min_free": 0,
@@ -92,6 +94,8 @@ class Ground:
         self.root = Root(self.fabric.root)
         self.config = self.fabric.configure()
         self.commit = ""
+        self.ran: set[tuple[str, Requirements]] = set()
+        """Interpreters that were seen to import what their specs require, since the last kill."""
         self._fresh = 0
         self._locks: dict[Requirements, bytes] = {}
 
@@ -136,22 +140,20 @@ class Ground:
             for archive in (self.root.uv_cache / "archive-v0").iterdir():
                 os.utime(archive, (0, 0))
 
-    def damage(self, name: str) -> None:
-        """Changes a file of a closure's package in place: with it, all that share its inode change."""
-        (path,) = self.root.closure(name).glob(".venv/lib/python*/site-packages/base.txt")
+    def damage(self, name: str, *, shared: bool) -> None:
+        """Changes a file of a closure in place: one that is its own, or one whose inode others share."""
+        own = ".venv/bin/activate.fish"
+        (path,) = self.root.closure(name).glob(".venv/lib/python*/site-packages/base.txt" if shared else own)
         path.chmod(0o644)
-        path.write_bytes(b"Shared\n" if path.read_bytes() == b"shared\n" else b"shared.\n")
+        with path.open("r+b") as file:
+            first = file.read(1)
+            file.seek(0)
+            file.write(b"x" if first != b"x" else b"y")
         path.chmod(0o444)
 
     def generations(self) -> Generations:
         """The generations that are there now."""
         return Generations(self.root, Files())
-
-    def remove(self) -> None:
-        """Removes all of it."""
-        if self.root.path.exists():
-            Files().remove_tree(self.root.path)
-        shutil.rmtree(self.fabric.folder, ignore_errors=True)
 
 
 class Order:
@@ -159,7 +161,7 @@ class Order:
 
     def __init__(self, ground: Ground, command: str, arguments: dict[str, Any]) -> None:
         self._ground = ground
-        self._command = command
+        self.command = command
         self._arguments = arguments
         self._asker = self._ask()
 
@@ -168,22 +170,18 @@ class Order:
         deadline = time.monotonic() + _ANSWERED_WITHIN
         while True:
             answer = self._asker.answer()
-            if answer is not None:
+            if answer is not None and not answer.ok and _UNFINISHED in answer.message:
+                # As a person would, who is told so.
+                self._asker.close()
+                self._asker = self._ask()
+            elif answer is not None:
                 self._asker.close()
                 return answer
             victim.check_alive()
-            assert time.monotonic() < deadline, f"{self._command} {self._arguments} was not answered"
+            assert time.monotonic() < deadline, f"{self.command} {self._arguments} was not answered"
             time.sleep(0.01)
-
-    def give_again(self) -> None:
-        """After a restart: an order that was taken and not answered is given again, as a person would."""
-        if self._asker.answer() is None and self._asker.withdraw() is False:
-            self._asker.close()
-            self._asker = self._ask()
-        elif self._asker.answer() is None:
-            self._asker = self._ask()
 
     def _ask(self) -> Asker:
         asker = Asker(self._ground.root, Files())
-        asker.ask(self._command, self._arguments)
+        asker.ask(self.command, self._arguments)
         return asker

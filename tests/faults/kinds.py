@@ -8,8 +8,6 @@ import re
 from pathlib import Path
 
 _HEX = re.compile(r"[0-9a-f]{16,}")
-_RECORDS = {"damaged", "pins", "pythons", "resolutions", "usage"}
-"""Folders below state/ in which every file is of one kind."""
 
 
 def kind_of(root: Path, operation: str, path: Path) -> str:
@@ -44,19 +42,20 @@ def _role(parts: tuple[str, ...]) -> str:
         names = ("<workflow>", "<node>", rest[-1] if rest[-1].startswith(".") else "<n>")
         return "/".join((top, *names[: len(rest)]))
     if top == "state":
-        return "/".join((top, rest[0], *("*" for _ in rest[1:2] if rest[0] in _RECORDS or rest[0] == "left")))
+        return "/".join((top, _HEX.sub("*", rest[0]), *("*" for _ in rest[1:2])))
     if top == "trash":
         return f"trash/{_trash(rest[0])}{'/…' if rest[1:] else ''}"
     if top == "uv_cache":
         return f"uv_cache/…{path_suffix(rest[-1])}"
-    return f"{top}/{_HEX.sub('*', re.sub(r'[0-9]+', '<n>', rest[0]) if top in {'locks', 'history'} else rest[0])}"
+    name = _HEX.sub("*", rest[0])
+    return f"{top}/{re.sub(r'[0-9]+', '<n>', name)}"
 
 
 def _staging(rest: tuple[str, ...]) -> str:
     first = "<generation>" if rest[0].startswith("generation-") else _HEX.sub("<build>", rest[0])
     if len(rest) == 1:
         return f"staging/{first}"
-    if ".venv" in rest[1:-1] or rest[-1] == ".venv" and first != "<generation>":
+    if ".venv" in rest[1:-1] or (rest[-1] == ".venv" and first != "<generation>"):
         return f"staging/{first}/{rest[1]}/.venv"
     return "/".join(("staging", first, *rest[1:3]))
 

@@ -11,7 +11,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from envfabric.core.ids import is_id
-from faults.ground import BAD, GOOD, IDS, LOCKED, UNFETCHABLE, UNRESOLVABLE, Ground, Order, Requirements
+from faults.ground import (
+    BAD,
+    GOOD,
+    IDS,
+    LOCKED,
+    RETAINED,
+    UNFETCHABLE,
+    UNRESOLVABLE,
+    Ground,
+    Order,
+    Requirements,
+)
+
+_SHARED = 0.25
+"""The share of repairs in which the damage is in every closure at once: all are built again."""
 
 
 @dataclass
@@ -40,8 +54,8 @@ class Story:
         self.specs: dict[str, Expected] = {}
         self.damaged = False
         """Whether closures were damaged and not all of them are repaired and collected yet."""
-        self.fresh: str | None = None
-        """The package that the operation brought in."""
+        self.hold: Callable[[str], None] | None = None
+        """Called with the name of a new package before anybody asks for it."""
         self._chance = chance
         self._operations: dict[str, Callable[[], Order | None]] = {
             "change": self._change,
@@ -51,6 +65,7 @@ class Story:
             "remove": self._remove,
             "spoil": self._spoil,
             "withhold": self._withhold,
+            "mend": self._mend,
             "rollback": self._rollback,
             "unpin": self._unpin,
             "gc": self._gc,
@@ -70,29 +85,37 @@ class Story:
 
     def possible(self, name: str) -> bool:
         """Whether there is something to do it to."""
-        if name in {"rollback", "repair", "gc", "new"}:
-            return name != "rollback" or bool(self._targets())
         return {
             "change": True,
+            "new": True,
+            "repair": True,
+            "rollback": bool(self._targets()),
+            "gc": self._is_garbage(),
             "revert": any(one.earlier for one in self.specs.values()),
             "add": len(self.specs) < len(IDS),
             "remove": len(self.specs) > 3,
             "spoil": bool(self._free()),
             "withhold": bool(self._free()),
+            "mend": bool(self._bad()),
             "unpin": any(one.pinned for one in self.specs.values()),
         }[name]
 
-    def prepare(self, name: str) -> str | None:
+    def prepare(self, name: str) -> str:
         """What has to be done before, so that it is possible."""
-        if name in {"spoil", "withhold"}:
-            return "add"
-        return {"rollback": "change", "unpin": "rollback", "revert": "change", "add": "remove", "remove": "add"}[
-            name
-        ]
+        return {
+            "revert": "change",
+            "add": "remove",
+            "remove": "add",
+            "spoil": "mend",
+            "withhold": "mend",
+            "mend": "spoil",
+            "rollback": "change",
+            "gc": "new",
+            "unpin": "rollback",
+        }[name]
 
     def do(self, name: str) -> Order | None:
         """Does it, and changes what is expected; gives the order that has to be answered."""
-        self.fresh = None
         return self._operations[name]()
 
     def start_anew(self) -> None:
@@ -125,9 +148,13 @@ class Story:
         self.ground.commit_all()
 
     def _new(self) -> None:
-        self.fresh = self.ground.fresh_package()
-        spec_id = self._chance.choice(sorted(self.specs))
-        self._want(spec_id, (f"{self.fresh}==1.0", "alpha==1.0"))
+        fresh = self.ground.fresh_package()
+        ids = sorted(self.specs)
+        if self.hold is not None:
+            self.hold(fresh)
+            # Its author would wait for the index as well.
+            ids = [one for one in ids if one != LOCKED]
+        self._want(self._chance.choice(ids), (f"{fresh}==1.0", "alpha==1.0"))
         self.ground.commit_all()
 
     def _add(self) -> None:
@@ -149,9 +176,17 @@ class Story:
         self._want(self._chance.choice(self._free()), (UNFETCHABLE,))
         self.ground.commit_all()
 
+    def _mend(self) -> None:
+        for spec_id in self._bad():
+            self._want(spec_id, self._chance.choice(GOOD))
+        self.ground.commit_all()
+
+    def _bad(self) -> list[str]:
+        return [one for one in sorted(self.specs) if self.specs[one].wanted[0] in BAD]
+
     def _free(self) -> list[str]:
-        """Specs that can be given content that fails: one at a time is enough."""
-        if sum(one.wanted[0] in BAD for one in self.specs.values()) > 1:
+        """Specs that can be given content that fails: two at a time are enough."""
+        if len(self._bad()) > 1:
             return []
         return [one for one in sorted(self.specs) if one != LOCKED and self.specs[one].wanted[0] not in BAD]
 
@@ -166,6 +201,16 @@ class Story:
                 if requirements != self.specs[spec_id].serves:
                     found.append((spec_id, one.number, requirements))
         return found
+
+    def _is_garbage(self) -> bool:
+        """Whether there are closures that the next collection will find unused."""
+        entries = self.ground.fabric.index()["environments"]
+        generations, used = self.ground.generations(), set()
+        for spec_id in self.specs:
+            newest = sorted(generations.numbers(spec_id))[-RETAINED:]
+            used |= {generations.name_of(spec_id, number) for number in newest}
+            used.add(entries[spec_id]["serving"])
+        return bool(set(os.listdir(self.ground.root.store)) - used)
 
     def _rollback(self) -> Order:
         spec_id, number, requirements = self._chance.choice(self._targets())
@@ -189,7 +234,7 @@ class Story:
     def _repair(self) -> Order:
         entries = self.ground.fabric.index()["environments"]
         serving = sorted({one["serving"] for one in entries.values() if one["serving"]})
-        self.ground.damage(self._chance.choice(serving))
+        self.ground.damage(self._chance.choice(serving), shared=self._chance.random() < _SHARED)
         self.damaged = True
         # As the command does it: all that is there is looked at, served or not.
         return Order(self.ground, "repair", {"names": sorted(os.listdir(self.ground.root.store))})

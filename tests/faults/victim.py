@@ -82,6 +82,11 @@ class Control:
         """The daemon serves."""
         self._send({"started": url})
 
+    def stopped(self) -> None:
+        """The daemon has ended in order."""
+        with self._lock:
+            self._send({"last": dict(self._seen)})
+
     def each_round(self) -> None:
         """Called by the loop after each round."""
         reconciler = self.daemon.reconciler if self.daemon else None
@@ -127,9 +132,8 @@ class Control:
             # One round may be under way.
             first = self._round + 2
             while self._round < first or self._state != (commit, True):
-                if self.daemon is not None and self.daemon.reconciler is not None:
-                    self.daemon.reconciler.look_soon()
-                if not self._rounds.wait(0.02) and time.monotonic() > deadline:
+                self._rounds.wait(1.0)
+                if time.monotonic() > deadline:
                     return False
         return True
 
@@ -185,6 +189,7 @@ def _live(order: dict[str, Any]) -> None:
     control.begin()
     control.daemon = Daemon(settings, files=Files(control.step))
     control.daemon.run(control.started, control.each_round)
+    control.stopped()
 
 
 def main() -> None:

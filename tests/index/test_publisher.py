@@ -15,6 +15,7 @@ from envfabric.core.errors import Reason, StoreError
 from envfabric.index.document import Entry, Index, to_json
 from envfabric.index.publisher import Publisher
 from envfabric.specs.tree import Problem
+from envfabric.store.closures import Closures
 from envfabric.store.files import Files
 from envfabric.store.generations import Generations
 from envfabric.store.root import Root
@@ -276,3 +277,68 @@ def test_readers_always_find_a_whole_index(root: Root, publisher: Publisher) -> 
     assert wrong == []
     assert seen == sorted(seen)
     assert len(set(seen)) > 2
+
+
+def test_late_publication_is_noticed_and_undone(root: Root, publisher: Publisher, writer: Writer) -> None:
+    """A look sees that index.json is another's, also one that replaced ours the moment it was written."""
+    publisher.publish("c1", {"wf/a": READY}, ())
+    late = root.index.read_bytes()
+    publisher.publish("c2", {"wf/a": READY, "wf/b": READY}, ())
+    publisher.look()
+    assert publisher.wait(quiet=True) is None
+
+    def come_late() -> None:
+        (root.path / "late").write_bytes(late)
+        (root.path / "late").replace(root.index)
+
+    class Overtaken(Files):
+        def sync_folder(self, path: Path) -> None:
+            super().sync_folder(path)
+            if path == root.path:
+                come_late()
+
+    for files, when in ((Files(), "later"), (Overtaken(), "at once")):
+        one = restarted(root, writer, files)
+        one.publish(f"c3 {when}", {"wf/b": READY}, ())
+        if when == "later":
+            come_late()
+        one.look()
+        assert one.wait(quiet=True) is not None, when
+        before = one.published
+        assert before is not None
+        one._files = Files()
+        index = one.publish(before.revision, before.entries, before.problems)
+        assert index is not None
+        assert index.sequence > before.sequence
+        assert json.loads(root.index.read_bytes())["sequence"] == index.sequence
+
+
+def test_index_of_a_cut_off_writer_is_not_renamed(root: Root, writer: Writer) -> None:
+    """A publication that is held at its rename finds its file gone once the next writer has emptied staging."""
+
+    def step(operation: str, path: Path) -> None:
+        if (operation, path) == ("rename", root.index):
+            assert Closures(root, Files()).recover() == set()
+            root.index.write_bytes(b"the next writer's")
+
+    one = restarted(root, writer, Files(step))
+    with pytest.raises(FileNotFoundError):
+        one.publish("c1", {"wf/a": READY}, ())
+    assert root.index.read_bytes() == b"the next writer's"
+    assert one.published is None
+
+
+def test_nothing_is_made_where_the_nas_is_lost_at_the_last_moment(
+    root: Root, publisher: Publisher, writer: Writer
+) -> None:
+    """A NAS that goes away between the check and the writing leaves its mount point empty."""
+    publisher.publish("c1", {}, ())
+
+    def step(operation: str, path: Path) -> None:
+        if (operation, path) == ("write", root.index):
+            root.path.rename(root.path.with_name("away"))
+            root.path.mkdir()
+
+    with pytest.raises(FileNotFoundError):
+        restarted(root, writer, Files(step)).publish("c2", {"wf/a": READY}, ())
+    assert os.listdir(root.path) == []

@@ -50,6 +50,8 @@ class Counted:
     """Files of wheels with no other name: copies, as nothing in the store is linked from them."""
     most: int = 0
     """The highest link count seen."""
+    strays: int = 0
+    """Names that no wheel has: what uv, at the limit, copies a file of its cache to."""
 
 
 def count(store: Path) -> Counted:
@@ -57,6 +59,7 @@ def count(store: Path) -> Counted:
     found = Counted()
     for path, status in walk(store):
         found.inodes[status.st_ino] = status.st_blocks * 512
+        found.strays += os.path.basename(path).startswith(".tmp")
         if is_of_a_wheel(path):
             found.links[status.st_ino] += 1
             found.alone += status.st_nlink == 1
@@ -115,6 +118,9 @@ def check_each(fabric: Fabric, ids: list[str], shared: list[str]) -> int:
     interpreters = fabric.index()["python"]
     good = 0
     for number, spec_id in enumerate(ids):
+        if spec_id not in interpreters:
+            print(fabric.entry(spec_id)["error"], file=sys.stderr)
+            continue
         code = f"import {imports}, own_{number:03}"
         good += subprocess.run([interpreters[spec_id], "-B", "-c", code], check=False).returncode == 0
     return good
@@ -158,9 +164,13 @@ def measure(folder: Path, scratch: Path, closures: int, shared: int) -> list[tup
         verified = envfabric(fabric, "verify")
         last = (verified.stdout or verified.stderr).strip().splitlines()[-1]
         add("`envfabric verify`", last, verified.returncode == 0)
+        # A walk of the product's own; what is counted by hand comes below.
+        checked = envfabric(fabric, "du", "--check")
+        add("`envfabric du --check`", "exit code " + str(checked.returncode), checked.returncode == 0)
         counted, told = count(fabric.root / "store"), said(fabric)
     add("closures in store/", str(told.closures), told.closures == closures)
     add("most names of one module", str(counted.most))
+    add("unfinished files of uv's cache in closures", str(counted.strays), not counted.strays)
     # An inode that the limit has filled is full of names in store/, but for the cache's own.
     least = shared * (FILES + 1) * math.ceil(closures / (limit or closures)) + closures
     names_in_all = sum(counted.links.values())

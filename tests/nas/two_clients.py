@@ -1,15 +1,18 @@
 """What two NFS clients see of one fabric, and when, as a Markdown table.
 
     uv run python tests/nas/two_clients.py MOUNT_A MOUNT_B [--on-a PREFIX] [--on-b PREFIX] [--seconds 100]
+                                           [--cut-a COMMAND --mend-a COMMAND]
 
 MOUNT_A and MOUNT_B are two mounts of one export on this machine, made so that the server takes them for
 two clients (`nosharecache` at least; better a network namespace each). A PREFIX is put before each
 command of a node and gives it the node's network and host name, such as "ip netns exec b"; it must hand
-its arguments on as they are. Needs root.
+its arguments on as they are. The two COMMANDs, where they are given, cut A off from the server and join it
+again, such as "ip -n a link set eth0 down". Needs root.
 
 Every node has ROOT at the same path by the contract, so each command of a node runs in a mount namespace
 of its own, where a new folder of the export, seen through the node's mount, is bound over one and the same
 local folder. Repository and packages lie on this machine; their index listens on 127.0.0.1 of each node.
+The collector's look at the processes of its host is off: this machine is the host of both nodes.
 
 Seconds count from the moment at which A's own mount shows the change, and a look takes place every 0.1 s.
 `--seconds` is how long B looks at the old state before each flip: a client trusts a name longer the longer
@@ -19,6 +22,7 @@ it has not changed (up to 60 s with the default mount options), so less than 100
 import argparse
 import contextlib
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -26,156 +30,22 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from envfabric.client.index import EnvfabricError, read_index
+from nas.nodes import PATIENCE, SPEC, Node, Table, commit, packages_on, seconds, shown_logs
+from nas.take_overs import cut_off, take_over, take_over_a_build
 from support.fabric import Fabric
 from support.simple_index import SimpleIndex
 from support.spec_repo import SpecRepo
-from support.waiting import wait_for
 
-OBSERVER = Path(__file__).with_name("observer.py")
-SPEC = "wf/node"
-BIND = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
-PATIENCE = 300.0
-"""Seconds after which something that should be seen counts as lost."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """One client: how to run a command on it, and its view of the export from outside."""
-
-    prefix: list[str]
-    export: Path
-    fabric: Fabric
-    logs: Path
-
-    def argv(self, *command: str | Path) -> list[str]:
-        """The command as it runs on this node: its network, its host name, ROOT where all have it."""
-        namespace = ["unshare", "--mount", "--propagation", "private", "sh", "-c", BIND, "sh"]
-        return [*self.prefix, *namespace, str(self.export), str(self.fabric.root), *map(str, command)]
-
-    def envfabric(self, *arguments: str | Path) -> str:
-        """Runs `envfabric` on this node to its end; gives what it printed, and fails where it fails."""
-        done = subprocess.run(
-            self.argv(sys.executable, "-m", "envfabric", *arguments),
-            env=self.fabric.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise SystemExit(f"envfabric {arguments[0]} ended with {done.returncode}:\n{done.stderr}")
-        return done.stdout
-
-    @contextlib.contextmanager
-    def daemon(self) -> Iterator["Daemon"]:
-        """The daemon on this node, until the end of the block or its own."""
-        log = self.logs / f"{uuid.uuid4().hex}.log"
-        command = [sys.executable, "-m", "envfabric", "run", "--config", str(self.fabric.configure())]
-        with log.open("wb") as stderr:
-            process = subprocess.Popen(self.argv(*command), env=self.fabric.environment, stderr=stderr)
-        try:
-            yield Daemon(process, log)
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
-
-    @contextlib.contextmanager
-    def observer(self, *arguments: str | Path) -> Iterator["Observer"]:
-        """A consumer on this node that is ready to watch."""
-        command = self.argv(sys.executable, OBSERVER, arguments[0], self.fabric.root, SPEC, *arguments[1:])
-        process = subprocess.Popen(command, env=self.fabric.environment, stdout=subprocess.PIPE, text=True)
-        observer = Observer(process)
-        try:
-            observer.next("ready")
-            yield observer
-        finally:
-            process.kill()
-            process.wait()
-
-    def index(self) -> dict[str, Any]:
-        """What is published, as this node's mount shows it; {} before the first."""
-        with contextlib.suppress(EnvfabricError):
-            return read_index(self.export)
-        return {}
-
-    def wait_for_commit(self, commit: str) -> dict[str, Any]:
-        """The index once it is complete for this commit, looked at every 10 ms."""
-
-        def complete() -> dict[str, Any] | None:
-            index = self.index()
-            return index if index.get("revision") == commit and index["complete"] else None
-
-        return wait_for(complete, timeout=PATIENCE, message=f"no complete index of {commit}")
-
-
-@dataclass(frozen=True)
-class Daemon:
-    """A daemon's process and its log."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def wait_for_event(self, name: str) -> dict[str, Any]:
-        """The first log line of that kind."""
-
-        def found() -> dict[str, Any] | None:
-            if self.process.poll() is not None:
-                raise SystemExit(f"the daemon ended:\n{self.log.read_text()}")
-            lines = (json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{"))
-            return next((line for line in lines if line["event"] == name), None)
-
-        return wait_for(found, timeout=PATIENCE, message=f"the daemon's log has no {name!r}")
-
-
-@dataclass(frozen=True)
-class Observer:
-    """An observer's process; what it saw comes one after the other."""
-
-    process: subprocess.Popen[str]
-
-    def next(self, *names: str) -> dict[str, Any]:
-        """The next thing seen that is one of `names`; what comes before it is shown as it is."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            seen: dict[str, Any] = json.loads(line)
-            if seen["event"] in names:
-                return seen
-            print(f"observer: {line}", file=sys.stderr, end="")
-        raise SystemExit(f"the observer ended before it saw {' or '.join(names)}")
-
-
-class Table:
-    """The rows found so far; each is shown on stderr as it comes."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[str, str]] = []
-
-    def add(self, what: str, seen: str) -> None:
-        self.rows.append((what, seen))
-        print(f"{what}: {seen}", file=sys.stderr, flush=True)
-
-    def markdown(self) -> str:
-        return "\n".join(
-            ["| what | seen |", "|---|---|", *(f"| {what} | {seen} |" for what, seen in self.rows)]
-        )
-
-
-def seconds(since: float, until: float) -> str:
-    """A delay as the table shows it; a look that began before the change was seen is none."""
-    return f"{max(0.0, until - since):.1f} s"
-
-
-def commit(fabric: Fabric, release: int) -> str:
-    """A commit that asks for another closure."""
-    fabric.repo.spec(SPEC, [f"alpha=={release}.0", "beta"])
-    return fabric.repo.commit()
+TTL = 90.0
+"""Seconds for which the lease of the holder that is killed is in force."""
+GC = {"grace": 0, "generations": 1, "generation_age": 0, "trash_age": 0, "interval": 0, "scan": False}
+"""Only what is served, and what is leased, is kept, and only an order collects."""
+MODULES = 600
+"""Of the package that takes long to unpack, so that there is a middle of its build."""
 
 
 def build_here_read_there(fabric: Fabric, a: Node, b: Node, table: Table) -> None:
@@ -220,84 +90,160 @@ def flips(fabric: Fabric, a: Node, b: Node, warm: float, table: Table) -> None:
         table.add(f"{known}: envs/ by {link}", seconds(published, seen["link"]))
 
 
-def take_over(fabric: Fabric, a: Node, b: Node, active: Daemon, table: Table) -> None:
-    """The active daemon at A is killed; the standby at B publishes what is committed at that moment."""
-    with b.daemon() as standby:
-        standby.wait_for_event("standby")
-        before, epoch = a.index(), highest_epoch(a)
-        active.process.kill()
-        killed = time.time()
-        wanted = commit(fabric, 3)
-        wait_for(lambda: highest_epoch(b) > epoch, timeout=PATIENCE, message="nobody claimed the next epoch")
-        table.add("daemon at A killed (-9): B is the writer", seconds(killed, time.time()))
-        after = b.wait_for_commit(wanted)
-        table.add("daemon at A killed (-9): B has published the next commit", seconds(killed, time.time()))
-        numbers = f"{before['sequence']} → {after['sequence']}, {epoch} → {highest_epoch(b)}"
-        table.add("sequence, epoch", numbers)
-        if after["sequence"] <= before["sequence"]:
-            raise SystemExit("the sequence went back")
-        with a.daemon() as second:
-            second.wait_for_event("standby")
-            table.add("daemon at A started again", "stands by")
+def orders_from_the_other(a: Node, b: Node, table: Table) -> None:
+    """`rollback` and `unpin` at B, which the daemon at A carries out: the request goes over the NAS."""
+    began = time.time()
+    generations = json.loads(b.envfabric("history", SPEC, "--json", "--root", b.fabric.root))
+    alone = time.time() - began
+    earlier = next(one["generation"] for one in generations if not one["serving"])
+    for arguments, pinned in ((("rollback", SPEC, "--to", str(earlier)), True), (("unpin", SPEC), False)):
+        began = time.time()
+        b.order(*arguments)
+        took = time.time() - began
+        entry = a.index()["environments"][SPEC]
+        if entry["pinned"] != pinned or (pinned and entry["generation"] != earlier):
+            raise SystemExit(f"{arguments[0]} was answered, and is not published: {entry}")
+        table.add(
+            f"`{arguments[0]}` at B, the daemon runs at A: answered, and published",
+            f"{took:.1f} s (a command that asks nobody: {alone:.1f} s)",
+        )
 
 
-def highest_epoch(node: Node) -> int:
-    """The highest epoch claimed, as this node sees it."""
-    return max(int(path.name.removeprefix("epoch-")) for path in (node.export / "locks").glob("epoch-*"))
+def collect_while_used(fabric: Fabric, a: Node, b: Node, table: Table) -> None:
+    """`gc` at A while a process at B imports from a closure that only its lease keeps; then without it."""
+    a.wait_for_commit(commit(fabric, 1))
+    name = serving(a)
+    with b.observer("use") as consumer:
+
+        def tell(command: str) -> str:
+            return consumer.tell(command).replace(str(fabric.root), "ROOT").replace(name, "<closure>")
+
+        a.wait_for_commit(commit(fabric, 2))
+        kept = a.gc()["kept"].get(name)
+        if not kept or not any(why.startswith("leased by") for why in kept):
+            raise SystemExit(f"{name} is leased at B, and gc at A says: {kept}")
+        what = "a process at B runs from a closure that nothing refers to any more"
+        table.add(f"{what}, and leases it: `gc` at A", "keeps it: leased by B's process")
+        table.add("its next import", tell("import beta.late"))
+        consumer.tell("release")
+        if name not in a.gc()["removed"]:
+            raise SystemExit(f"{name} is not leased any more, and gc at A left it")
+        removed = time.time()
+        table.add(f"{what}, the lease given back: the same `gc`", "removes it")
+        table.add("its next import", tell("import beta.later"))
+        table.add("a file of it that it keeps open, read for the first time", tell("read"))
+        table.add("`envfabric.lease` of it at B", tell("lease"))
+        table.add(f"its interpreter, started anew at B {time.time() - removed:.1f} s later", tell("start"))
 
 
-@contextlib.contextmanager
-def packages_on(nodes: list[Node], packages: SimpleIndex, folder: Path) -> Iterator[None]:
-    """The index's pages and files on 127.0.0.1 of each node, under the address that it has here.
+def holder_dies(fabric: Fabric, a: Node, b: Node, table: Table) -> None:
+    """A lease whose holder at B is killed ends by its ttl, by the server's clock."""
+    name = serving(a)
+    with b.observer("use", "--ttl", str(TTL)) as consumer:
+        a.wait_for_commit(commit(fabric, 1))
+        consumer.process.kill()
+        consumer.process.wait()
+    folder = a.export / "leases" / name
+    (lease,) = a.names(f"leases/{name}")
+    with (folder / lease).open("rb") as file:
+        renewed = os.fstat(file.fileno()).st_mtime
+    kept = -1.0
+    while True:
+        asked = a.server_time() - renewed
+        answer = a.gc()
+        if name in answer["removed"]:
+            break
+        kept = asked
+        if asked > TTL + PATIENCE:
+            raise SystemExit(f"{name} is still there {asked:.0f} s after its last renewal: {answer['kept']}")
+    age = a.server_time() - renewed
+    if kept < 0:
+        raise SystemExit(f"no `gc` came to its end within {TTL:.0f} s: this machine is too slow for that ttl")
+    if age < TTL:
+        raise SystemExit(f"{name} went {age:.1f} s after its last renewal, its ttl is {TTL:.0f} s")
+    table.add(
+        f"lease of {TTL:.0f} s at B, its holder killed (-9): `gc` at A, again and again",
+        f"{kept:.0f} s after the last renewal it is kept, {age:.0f} s after it is removed",
+    )
 
-    A node that shares this machine's network finds the address taken, and uses the one that has it.
-    """
-    shutil.copytree(packages.folder, folder / "files")
-    for name in {wheel.name.split("-")[0] for wheel in packages.folder.glob("*.whl")}:
-        page = folder / "simple" / name / "index.html"
-        page.parent.mkdir(parents=True)
-        page.write_bytes(packages.answer(f"/simple/{name}/", None)[1])
-    port = packages.url.split(":")[2].split("/")[0]
-    serve = [sys.executable, "-m", "http.server", port, "--bind", "127.0.0.1", "--directory", str(folder)]
-    servers = [
-        subprocess.Popen([*node.prefix, *serve], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for node in nodes
-        if node.prefix
-    ]
-    try:
-        yield
-    finally:
-        for server in servers:
-            server.terminate()
-            server.wait()
+
+def serving(node: Node) -> str:
+    """The name of the closure that is served."""
+    name: str = node.index()["environments"][SPEC]["serving"]
+    return name
 
 
-def measure(mounts: tuple[Path, Path], prefixes: tuple[list[str], list[str]], warm: float) -> Table:
+def check_both(a: Node, b: Node, when: str, table: Table) -> None:
+    """`verify` and `du` at both; each fails where it finds something."""
+    said = []
+    for node in (a, b):
+        root = node.fabric.root
+        proven = node.envfabric("verify", "--root", root).strip().splitlines()[-1]
+        table.add(f"{when}: `verify` at {node.name}", proven)
+        said.append(json.loads(node.envfabric("du", "--check", "--json", "--root", root)))
+    told = {(one["closures"], one["inodes"], one["physical_bytes"], one["walked_bytes"]) for one in said}
+    table.add(
+        f"{when}: `du --check` at A and at B",
+        ", ".join(
+            f"{closures} closures, {inodes} inodes, {physical} bytes by the account, {walked} by walking"
+            for closures, inodes, physical, walked in told
+        ),
+    )
+
+
+def measure(
+    mounts: tuple[Path, Path],
+    prefixes: tuple[list[str], list[str]],
+    warm: float,
+    cut: tuple[list[str], list[str]],
+) -> Table:
     """All of it, in a new folder of the export that is removed at the end."""
     table = Table()
     name = f"envfabric-two-clients-{uuid.uuid4().hex[:8]}"
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="envfabric-two-clients-")))
         packages = stack.enter_context(SimpleIndex(scratch / "packages"))
-        packages.add_wheel("beta", modules={"beta/__init__.py": "", "beta/late.py": ""})
-        for release in (1, 2, 3):
+        packages.add_wheel(
+            "beta", modules={f"beta/{module}.py": "" for module in ("__init__", "kept", "late", "later")}
+        )
+        packages.add_wheel(
+            "gamma", modules={f"gamma/m{number}.py": f"N = {number}\n" for number in range(MODULES)}
+        )
+        for release in (1, 2, 3, 4, 5):
             packages.add_wheel("alpha", f"{release}.0")
-        fabric = Fabric(scratch, packages, SpecRepo(scratch / "specs"))
+        fabric = Fabric(scratch, packages, SpecRepo(scratch / "specs"), {"gc": GC})
         fabric.root.mkdir()
         (mounts[0] / name).mkdir()
         stack.callback(remove, mounts[0] / name)
         fabric.repo.commit("empty")
         a, b = (
-            Node(prefix, mount / name, fabric, scratch)
-            for mount, prefix in zip(mounts, prefixes, strict=True)
+            Node(node, prefix, mount / name, fabric, scratch)
+            for node, mount, prefix in zip("AB", mounts, prefixes, strict=True)
         )
         stack.enter_context(packages_on([a, b], packages, scratch / "served"))
-        a.envfabric("init", fabric.root)
-        with a.daemon() as active:
-            active.wait_for_event("serving")
+        table.add(
+            "what `init` finds", " ".join(a.envfabric("init", fabric.root).split(" is ready")[0].split())
+        )
+        with shown_logs(scratch), a.daemon() as first:
+            first.wait_for_event("serving")
             build_here_read_there(fabric, a, b, table)
             flips(fabric, a, b, warm, table)
-            take_over(fabric, a, b, active, table)
+            orders_from_the_other(a, b, table)
+            collect_while_used(fabric, a, b, table)
+            holder_dies(fabric, a, b, table)
+            check_both(a, b, "after that", table)
+            with b.daemon() as second:
+                second.wait_for_event("standby")
+                take_over(fabric, a, b, first, table)
+                with a.daemon() as third:
+                    third.wait_for_event("standby")
+                    table.add("daemon at A started again", "stands by")
+                    take_over_a_build(fabric, a, b, second, table)
+                    if all(cut):
+                        with b.daemon() as fourth:
+                            fourth.wait_for_event("standby")
+                            cut_off(fabric, a, b, third, cut, table)
+                    check_both(a, b, "in the end", table)
     return table
 
 
@@ -318,10 +264,11 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=100.0, help="how long B knows a name before it changes"
     )
+    parser.add_argument("--cut-a", type=shlex.split, default=[], metavar="COMMAND")
+    parser.add_argument("--mend-a", type=shlex.split, default=[], metavar="COMMAND")
     given = parser.parse_args()
-    table = measure(
-        (given.mount_a.resolve(), given.mount_b.resolve()), (given.on_a, given.on_b), given.seconds
-    )
+    mounts = given.mount_a.resolve(), given.mount_b.resolve()
+    table = measure(mounts, (given.on_a, given.on_b), given.seconds, (given.cut_a, given.mend_a))
     print(table.markdown())
 
 

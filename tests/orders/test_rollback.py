@@ -243,9 +243,27 @@ def test_nothing_published_yet(fabric: Fabric) -> None:
     done = fabric.command("rollback", "wf/a", "--config", fabric.configure())
     assert done.returncode == 1
     assert "nothing is published yet" in done.stderr
+    (fabric.folder / "envfabric.toml").unlink()
     done = fabric.command("rollback", "wf/a")
     assert done.returncode == 2
     assert "is not given" in done.stderr
+    done = fabric.command("rollback", "wf/a", "--root", fabric.root)
+    assert done.returncode == 2
+    assert "no daemon holds" in done.stderr
+    assert "use --repo" in done.stderr
+
+
+def test_asking_needs_no_repository(fabric: Fabric) -> None:
+    """Where a daemon holds ROOT, ROOT is all that a command has to know."""
+    for version in ("1.0", "2.0"):
+        fabric.repo.spec("wf/a", [f"gamma=={version}"])
+        fabric.repo.commit()
+        fabric.run_once()
+    with fabric.daemon():
+        (fabric.folder / "envfabric.toml").unlink()
+        done = fabric.command("rollback", "wf/a", "--root", fabric.root)
+    assert done.returncode == 0, done.stderr
+    assert fabric.entry("wf/a")["pinned"] is True
 
 
 def test_rollback_during_the_build_of_what_is_committed(fabric: Fabric) -> None:

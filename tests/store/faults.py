@@ -46,7 +46,7 @@ def each_fault(code: int = errno.EIO) -> Iterator[Steps]:
         number += 1
 
 
-def each_kill() -> Iterator[tuple[int, Callable[[Callable[[Files], None]], bool]]]:
+def each_kill() -> Iterator[tuple[int, Callable[[Callable[[Files], object]], bool]]]:
     """For each step: its number, and what runs an action in a process that is killed at that step.
 
     The runner says whether it was killed; the last one comes to the action's end.
@@ -54,7 +54,7 @@ def each_kill() -> Iterator[tuple[int, Callable[[Callable[[Files], None]], bool]
     for number in range(1000):
         alive = True
 
-        def run(action: Callable[[Files], None], number: int = number) -> bool:
+        def run(action: Callable[[Files], object], number: int = number) -> bool:
             nonlocal alive
             steps = Steps()
 
@@ -74,12 +74,12 @@ def each_kill() -> Iterator[tuple[int, Callable[[Callable[[Files], None]], bool]
             return
 
 
-def in_process(action: Callable[[], None]) -> int:
+def in_process(action: Callable[[], object]) -> int:
     """Runs an action in a process of its own, which ends without any cleaning up; gives its exit code."""
     return exit_code(start(action))
 
 
-def start(action: Callable[[], None]) -> int:
+def start(action: Callable[[], object]) -> int:
     """Starts an action in a process of its own and gives its id."""
     child = os.fork()
     if child:

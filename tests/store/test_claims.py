@@ -4,6 +4,7 @@ import gc
 import sys
 import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -15,8 +16,13 @@ def test_claimed_name_is_left_alone() -> None:
     claims = Claims()
     claim = claims.claim("wf/a", "d1")
     done: list[str] = []
+
+    def action(name: str) -> bool:
+        done.append(name)
+        return True
+
     for name in ("wf/a", "d1", "d2"):
-        assert claims.unless_claimed(name, lambda name=name: not done.append(name)) == (name == "d2")  # type: ignore[misc]
+        assert claims.unless_claimed(name, partial(action, name)) == (name == "d2")
     assert done == ["d2"]
     assert claim.names == {"wf/a", "d1"}
 

@@ -17,7 +17,7 @@ from envfabric.store import files as files_module
 from envfabric.store.files import Files, stamp
 from store.faults import CODES, each_fault, each_kill
 
-Operation = Callable[[Files, Path], None]
+Operation = Callable[[Files, Path], object]
 
 
 def content(folder: Path) -> dict[str, tuple[int, bytes | str | None]]:

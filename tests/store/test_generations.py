@@ -7,6 +7,7 @@ import shutil
 import stat
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -140,7 +141,7 @@ def test_generation_without_its_files_is_no_match(root: Root, generations: Gener
     first = generations.record(ONE, CONTENT)
     (root.generations / "wf" / "a" / "1" / name).unlink()
     assert generations.record(ONE, CONTENT).number == 2
-    assert generations.content(first) is generations.lock(first) is None
+    assert (generations.content(first), generations.lock(first)) == (None, None)
 
 
 def test_retained_is_newest_first(root: Root, generations: Generations) -> None:
@@ -265,13 +266,17 @@ def test_dropped_content_comes_back_under_a_new_number(generations: Generations)
     assert generations.record(replace(ONE, digest="d1"), CONTENT).number == 3
 
 
+def drop(root: Root, number: int, files: Files) -> None:
+    Generations(root, files).drop("wf/a", number)
+
+
 def test_kill_at_any_step_of_a_drop(root: Root, generations: Generations) -> None:
     """Killed at any step of a drop, the generation is whole or gone, and its number is never given again."""
     outcomes = set()
     record(generations, "first")
     for number, run in each_kill():
         made = generations.record(replace(ONE, digest=f"d{number}"), CONTENT)
-        killed = run(lambda files, made=made: Generations(root, files).drop("wf/a", made.number))
+        killed = run(partial(drop, root, made.number))
         left = generations.read("wf/a", made.number)
         assert left in (None, made)
         assert killed or left is None
@@ -318,7 +323,7 @@ def test_two_writers_never_share_a_number(root: Root, generations: Generations) 
         if operation == "rename":
             record(generations, "first")
 
-    with pytest.raises(OSError, match="not empty|exists"):
+    with pytest.raises(OSError, match=r"not empty|exists"):
         record(Generations(root, Files(step)), "second")
     assert [one.digest for one in generations.retained("wf/a")] == ["first"]
     assert names(root.staging) == []

@@ -60,7 +60,7 @@ def test_kill_at_any_step_of_a_note(root: Root) -> None:
     for number, run in each_kill():
         name = f"d{number}"
         before = Files().server_time(root.state)
-        run(lambda files, name=name: Left(root, files, "closures").note(name) and None)  # type: ignore[misc]
+        run(lambda files, name=name: Left(root, files, "closures").note(name))  # type: ignore[misc]
         later = Left(root, Files(), "closures")
         since = later.since(name)
         assert since is None or since >= before

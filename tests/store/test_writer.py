@@ -27,7 +27,9 @@ def writer(root: Root) -> Iterator[Writer]:
 
 
 def epochs(root: Root) -> list[int]:
-    return sorted(int(path.name.removeprefix("epoch-")) for path in root.locks.glob("epoch-*"))
+    """The epochs that were claimed: epoch-0 is nobody's, and there for a claim on a full disk."""
+    found = sorted(int(path.name.removeprefix("epoch-")) for path in root.locks.glob("epoch-*"))
+    return [epoch for epoch in found if epoch]
 
 
 @contextlib.contextmanager
@@ -275,16 +277,15 @@ def test_tokens_of_killed_claims_are_removed(root: Root) -> None:
 
 def test_full_disk_keeps_nobody_from_becoming_the_writer(root: Root) -> None:
     """Where no file can be made any more a claim takes the file of an epoch that is over: recovery needs a writer."""
-    for _ in range(3):
-        with Writer(root, Files()).acquire():
-            pass
+    with Writer(root, Files()).acquire():
+        pass
     inodes = {path.stat().st_ino for path in root.locks.glob("epoch-*")}
 
     def step(operation: str, path: Path) -> None:
         if operation == "write":
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    for epoch in (4, 5, 6):
+    for epoch in (2, 3, 4):
         with Writer(root, Files(step)).acquire() as writer:
             assert writer.epoch == epoch
             writer.check()
@@ -326,7 +327,7 @@ def test_kill_at_any_step_of_a_claim(root: Root) -> None:
     """Killed at any step of a claim, the lock is free and the next epoch is higher than all before."""
     highest = 0
     for _, run in each_kill():
-        run(lambda files: Writer(root, files).acquire() and None)
+        run(lambda files: Writer(root, files).acquire())
         with Writer(root, Files()).acquire() as other:
             assert other.epoch > highest
             highest = other.epoch

@@ -5,6 +5,7 @@ and the build made once more. Writes into its staging folder, and by way of the 
 """
 
 import contextlib
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,7 @@ from envfabric.build.closure import Closure
 from envfabric.build.hashing import with_hashes
 from envfabric.build.lockfile import read_lock
 from envfabric.build.recipe import Recipe, recipe_from, recipe_of
-from envfabric.build.records import Mismatch, mismatches
+from envfabric.build.records import Mismatch, mismatches, strays
 from envfabric.build.resolve import sync_arguments
 from envfabric.build.unpacking import Unpacking
 from envfabric.build.uv import Uv, failure
@@ -44,6 +45,7 @@ _ROUNDS = 3
 _TOLD = 20
 """Wrong lines of RECORDs that metadata.json tells."""
 _MISMATCH = re.compile(r"Hash mismatch for `([^`=\s]+)==")
+_UNFINISHED_GONE = re.compile(r"failed to hardlink file from \S+/\.tmp[A-Za-z0-9]{6} to .*No such file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,10 @@ class _Damaged(Exception):
         self.output = output
 
 
+class _Raced(Exception):
+    """Another uv process renewed a file of the cache, at its link limit, while this one linked its folder."""
+
+
 @dataclass(slots=True)
 class _Job:
     """One build under way, over all its rounds."""
@@ -83,6 +89,8 @@ class _Job:
     """Distributions that were removed from the cache for this build: what is installed of them is new."""
     ours: list[str] = field(default_factory=list)
     """Distributions that the index gives no hash for."""
+    raced: bool = False
+    """Whether an unfinished file of the cache got in the way: such files are looked for before sealing then."""
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -131,6 +139,16 @@ class Builder:
                         damaged.output,
                     ) from None
                 self._renew(job, damaged.names)
+            except _Raced:
+                if number == _ROUNDS:
+                    raise SpecError(
+                        Reason.STORE,
+                        "other builds renewed files of uv's cache, at the file system's link limit, each time while "
+                        "this one linked them. Set fewer builders; the build is tried again by itself.",
+                        job.log,
+                    ) from None
+                job.log += "# another build renewed a file of the cache meanwhile: begun anew\n"
+                job.raced = True
         job.phases["total"] = time.monotonic() - began
         return Built(name, inodes, inventory.linked, inventory.copied, job.phases)
 
@@ -144,15 +162,31 @@ class Builder:
         with self._closures.staging() as staging:
             with job.phase("sync"):
                 self._install(job, staging)
+                if job.raced:
+                    self._remove_strays(staging)
             with job.phase("validate"):
                 check_set(closure, staging.venv)
                 check_depth(staging.venv)
             with job.phase("seal"):
                 inventory = self._closures.seal(staging)
+                # Only here all names are known without another walk; what is sealed is not changed any more.
+                if strays(staging.closure, (_inside(str(entry[1])) for entry in inventory.entries)):
+                    raise _Raced
                 wrong = self._check_records(job, staging, inventory)
                 self._closures.describe(staging, inventory, self._metadata(closure, wrong), job.log)
                 name, inodes = self._closures.publish(staging, closure.digest, inventory)
         return name, inodes, inventory
+
+    def _remove_strays(self, staging: Staging) -> None:
+        """Also those that a uv process left in the cache for good when it was killed."""
+        top = str(staging.venv)
+        paths = (
+            os.path.relpath(os.path.join(folder, name), top)
+            for folder, _, names in os.walk(top)
+            for name in names
+        )
+        for path in strays(staging.closure, paths):
+            self._files.unlink(staging.venv / path)
 
     def _install(self, job: _Job, staging: Staging) -> None:
         recipe, closure = job.recipe, job.recipe.closure
@@ -205,6 +239,8 @@ class Builder:
         job.log += said.replace(str(staging.folder), "")
         if finished.code == 0:
             return
+        if _UNFINISHED_GONE.search(finished.stderr):
+            raise _Raced
         # Of a file that changed on its index uv goes on giving what the cache has: it is fetched anew, once for
         # each hash. A lock with a wrong one must not empty the cache with every try.
         stale = {canonicalize_name(name) for name in _MISMATCH.findall(finished.stderr)}
@@ -271,3 +307,8 @@ class Builder:
             "ray_version": closure.version_of("ray"),
         }
         return {**metadata, "records_wrong": [one.told() for one in wrong[:_TOLD]]} if wrong else metadata
+
+
+def _inside(path: str) -> str:
+    """A path of the inventory as it is within the environment."""
+    return path.removeprefix(".venv/")

@@ -102,7 +102,8 @@ class Interpreters:
                     self._root.require_marker()
                     self._files.make_folder(self._record(key).parent)
                     content = {"request": key, **asdict(recorded)}
-                    self._files.write_atomic(self._record(key), json.dumps(content, indent=2).encode())
+                    data = json.dumps(content, indent=2).encode()
+                    self._files.write_atomic(self._record(key), data, via=self._root.staging)
                 if not recorded.shared:
                     logs.get().warning(
                         "workers of other users can't reach this interpreter", python=recorded.path

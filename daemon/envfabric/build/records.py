@@ -21,6 +21,8 @@ _SHA256 = "sha256="
 # Some packages carry others with their .dist-info along, in a folder of their own: those were never installed.
 _INSTALLED = re.compile(r"\.venv/lib/python[^/]+/site-packages/[^/]+\.dist-info/RECORD")
 _LIB64 = ".venv/lib64/"
+_UNFINISHED = re.compile(r".*/\.tmp[A-Za-z0-9]{6}")
+"""What uv calls a file of its cache that it copies anew at the link limit, beside the one that it replaces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,15 @@ def mismatches(closure: Path, entries: Iterable[Entry]) -> list[Mismatch]:
                 continue
             found.append(Mismatch(name, path.removeprefix(".venv/"), actual))
     return found
+
+
+def strays(closure: Path, paths: Iterable[str]) -> list[str]:
+    """Those of `paths` (relative to the environment) that are unfinished files of uv's cache, and no wheel's.
+
+    A build that links a wheel's folder while another uv process renews a file in it gets these along.
+    """
+    named = {path for path in paths if "/.tmp" in path and _UNFINISHED.fullmatch(path)}
+    return sorted(named - owners(closure, named).keys()) if named else []
 
 
 def owners(closure: Path, paths: Iterable[str]) -> dict[str, str]:

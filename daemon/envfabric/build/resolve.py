@@ -205,7 +205,7 @@ class Resolver:
         }
         self._root.require_marker()
         self._files.make_folder(self._record(key).parent)
-        self._files.write_atomic(self._record(key), json.dumps(content).encode())
+        self._files.write_atomic(self._record(key), json.dumps(content).encode(), via=self._root.staging)
 
 
 def sync_arguments(extras: Iterable[str], groups: Iterable[str], python: Interpreter) -> list[str]:

@@ -69,6 +69,10 @@ class Board:
             retry = self.retries.get(spec_id)
             if retry and (spec_id not in wanted.specs or retry.tree != wanted.specs[spec_id].tree):
                 del self.retries[spec_id]
+            served = plan.entries[spec_id].generation if spec_id in plan.entries else None
+            if served is not None and self.heal.get(spec_id) != served:
+                # A pin asked for it, and could not have it before it ended.
+                self.heal.pop(spec_id, None)
         for spec_id in plan.changed + plan.refused:
             if plan.entries[spec_id] != self.entries.get(spec_id):
                 self._seen[spec_id] = seen
@@ -232,7 +236,7 @@ class Board:
         try:
             self._root.require_marker()
             self._files.make_folder(path.parent, self._root.failures)
-            self._files.write_atomic(path, text.encode(), durable=False)
+            self._files.write_atomic(path, text.encode(), durable=False, via=self._root.staging)
         except (OSError, StoreError) as problem:
             self._log.warning("failure log not written", spec=spec_id, error=str(problem))
             return None

@@ -3,6 +3,7 @@
 One collection at a time, in a thread of its own; the loop's thread begins it and takes its outcome.
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -82,6 +83,7 @@ class Collecting:
         # The first one waits for a whole interval: at a start there is more urgent work.
         self._next = time.monotonic() + schedule.interval
         self._next_hurry = 0.0
+        self._account_changed = False
 
     def tick(self) -> None:
         """Begins a collection where its time has come, or space is low."""
@@ -103,6 +105,11 @@ class Collecting:
         done_so_far = Collected()
         future = self._pool.submit(self._collect, hurry, done_so_far)
         future.add_done_callback(lambda ended: self._post(partial(self._ended, ended, done_so_far)))
+
+    def take_account_changed(self) -> bool:
+        """Whether closures came or went since this was last asked: the gauges have to follow."""
+        changed, self._account_changed = self._account_changed, False
+        return changed
 
     def still_writing(self) -> None:
         """For the collector, between its steps: raises `StoreError` where this daemon is stopping."""
@@ -134,12 +141,16 @@ class Collecting:
 
     def _count(self, outcome: Outcome) -> None:
         collected = outcome.collected
+        for name in collected.returned:
+            with contextlib.suppress(OSError):
+                self._usage.add(name)
         for name in collected.removed:
             try:
                 self._usage.remove(name)
             except OSError as error:
                 self._log.warning("closure not taken off the account", digest=name, error=str(error))
             self._history.note("collected", closure=name)
+        self._account_changed = self._account_changed or bool(collected.removed or collected.returned)
         self._metrics.gc_removed.inc(len(collected.removed))
         self._metrics.gc_reclaimed.inc(outcome.freed_bytes)
         self._log.info(

@@ -136,6 +136,9 @@ class Orders:
         if not entry.pinned and self._pins.read(spec_id) is None:
             raise Refused(f"{spec_id} is not pinned; there is nothing to do")
         self._pins.remove(spec_id)
+        if self._board.heal.get(spec_id) != entry.generation:
+            # What the pin asked for and could not have is no more wanted; what is served still has to be healed.
+            self._board.heal.pop(spec_id, None)
         self._board.unpin(spec_id)
         self._work.add(spec_id)
         return self._when_published(spec_id, None)

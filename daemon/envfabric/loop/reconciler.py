@@ -184,6 +184,8 @@ class Reconciler:
             self._publisher.want(outcome=False)
         if self._publication_wait() == 0.0:
             self._publish()
+        if self._collecting.take_account_changed():
+            self._show()
 
     def _wait(self) -> None:
         clock = time.monotonic()
@@ -297,7 +299,7 @@ class Reconciler:
         old = before.entries if before else {}
         for spec_id, entry in index.entries.items():
             was = old.get(spec_id)
-            if entry is not was and (was is None or was.generation != entry.generation):
+            if entry is not was and entry.generation != (was.generation if was else None):
                 details = {"generation": entry.generation, "closure": entry.serving, "pinned": entry.pinned}
                 self._history.note(
                     "serves", spec=spec_id, commit=entry.commit, sequence=index.sequence, **details

@@ -7,15 +7,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from envfabric.core.errors import StoreError
+from envfabric.core.errors import ConfigError, StoreError
 from envfabric.service.daemon import Daemon
 from envfabric.service.settings import Settings
 from envfabric.store.files import Files
 from envfabric.store.requests import Answer, Asker, owner
-from envfabric.store.writer import Busy
+from envfabric.store.root import Root, open_root
+from envfabric.store.writer import Busy, Writer
 
 POLL, RENEW = 0.2, 5.0
 """Seconds between two looks for the answer, and between two renewals of the request."""
+
+
+CarryOut = Callable[[Callable[[], None]], Answer]
+"""Carries an order out once ROOT is held and what it is given has been called; raises `Busy` where it is not."""
 
 
 class _Taken(StoreError):
@@ -27,23 +32,49 @@ def order(
 ) -> Answer:
     """Has the writer of ROOT carry out a command, whoever that is.
 
-    `on_wait` is called again and again meanwhile. Raises `ConfigError`, `SourceError`, `StoreError` and
-    `OSError`.
+    `on_wait` is called again and again meanwhile. The repository is needed only where no daemon runs.
+    Raises `ConfigError`, `SourceError`, `StoreError` and `OSError`.
     """
-    daemon = Daemon(settings)
+    root, carry_out = _carrying_out(settings, command, arguments, on_wait)
     try:
-        return daemon.carry_out(command, arguments, on_wait)
+        return carry_out(lambda: None)
     except Busy:
-        return _ask(daemon, command, arguments, on_wait)
+        return _ask(root, command, arguments, on_wait, carry_out)
     except PermissionError as error:
         raise StoreError(
-            f"{error.filename or daemon.root.path} can't be written to: {error.strerror}. ROOT belongs to "
-            f"{owner(daemon.root.requests)}; run this command as that user."
+            f"{error.filename or root.path} can't be written to: {error.strerror}. ROOT belongs to "
+            f"{owner(root.requests)}; run this command as that user."
         ) from error
 
 
-def _ask(daemon: Daemon, command: str, arguments: dict[str, Any], on_wait: Callable[[], None]) -> Answer:
-    asker = Asker(daemon.root, Files())
+def _carrying_out(
+    settings: Settings, command: str, arguments: dict[str, Any], on_wait: Callable[[], None]
+) -> tuple[Root, CarryOut]:
+    """ROOT, and what carries the order out here where nobody else holds it."""
+    if settings.repo is not None or settings.root is None:
+        daemon = Daemon(settings)
+        return daemon.root, lambda before: daemon.carry_out(command, arguments, on_wait, before)
+    root = open_root(settings.root)
+
+    def only_where_held(before: Callable[[], None]) -> Answer:
+        with Writer(root, Files()).acquire():
+            before()
+        raise ConfigError(
+            f"no daemon holds {root.path}, and to do it here the spec repository is needed: use --repo, "
+            "ENVFABRIC_REPO or repo in envfabric.toml"
+        )
+
+    return root, only_where_held
+
+
+def _ask(
+    root: Root,
+    command: str,
+    arguments: dict[str, Any],
+    on_wait: Callable[[], None],
+    carry_out: CarryOut,
+) -> Answer:
+    asker = Asker(root, Files())
 
     def not_taken() -> None:
         if not asker.withdraw():
@@ -66,7 +97,7 @@ def _ask(daemon: Daemon, command: str, arguments: dict[str, Any], on_wait: Calla
             renewed = time.monotonic()
             try:
                 # Where nobody holds ROOT any more, nobody will answer.
-                return daemon.carry_out(command, arguments, on_wait, not_taken)
+                return carry_out(not_taken)
             except Busy:
                 continue
             except _Taken:

@@ -244,6 +244,8 @@ class Daemon:
     def _standby_look(self) -> None:
         """Keeps what a standby shows up to date: what the writer has published."""
         with contextlib.suppress(OSError, ValueError):
+            # A network file system's client shows the new file once the folder was opened.
+            os.close(os.open(self.root.path, os.O_RDONLY | os.O_DIRECTORY))
             stamp = self.root.index.stat().st_mtime_ns
             if stamp != self._seen_at:
                 self._seen, self._seen_at = from_json(self.root.index.read_bytes()), stamp

@@ -13,12 +13,14 @@ is missing is compiled by build/compiling.py.
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from envfabric.store.files import Files
 from envfabric.store.manifest import DEEPEST
@@ -49,8 +51,7 @@ class Folder:
     """Whether its `__pycache__` is there already."""
 
 
-@dataclass(frozen=True, slots=True)
-class Missing:
+class Missing(NamedTuple):
     """A source whose bytecode is not in the store."""
 
     source: str
@@ -74,13 +75,13 @@ class Linked:
     """Compiled files that the environment got."""
     bad: int = 0
     """Sources that are known not to compile."""
-    missing: list[Missing] | None = None
+    missing: list[Missing] = field(default_factory=list)
 
     def add(self, other: "Linked") -> None:
         """Counts another folder's."""
         self.files += other.files
         self.bad += other.bad
-        self.missing = [*(self.missing or ()), *(other.missing or ())]
+        self.missing += other.missing
 
 
 def sources(venv: Path) -> list[Folder]:
@@ -103,7 +104,11 @@ def sources(venv: Path) -> list[Folder]:
                         waiting.append((entry.path, depth + 1))
                 elif entry.name == "__pycache__":
                     odd = True
-                elif entry.name.endswith(".py") and entry.name != ".py" and entry.is_file(follow_symlinks=False):
+                elif (
+                    entry.name.endswith(".py")
+                    and entry.name != ".py"
+                    and entry.is_file(follow_symlinks=False)
+                ):
                     names.append(entry.name)
         if names and not odd and depth + 1 < DEEPEST:
             found.append(Folder(folder, tuple(sorted(names)), cached))
@@ -137,16 +142,18 @@ class Bytecode:
         the key. A compiled file that a wheel brought along stays as it is. Raises `OSError`.
         """
         total = Linked()
-        began, tried = time.monotonic(), 0
-        for number, folder in enumerate(folders, 1):
+        tried, fastest, waiting = 0, math.inf, iter(folders)
+        for folder in waiting:
+            began = time.monotonic()
             total.add(self._link_folder(folder, tag, kind))
+            # The fastest one tells: a busy machine is slow now and then, a file server each time.
+            fastest = min(fastest, (time.monotonic() - began) / len(folder.names))
             tried += len(folder.names)
-            if tried >= _TRIED and time.monotonic() - began > tried * _SLOW:
+            if tried >= _TRIED and fastest > _SLOW:
                 break
-        else:
-            return total
+        # Where nothing is left, no thread is started.
         with ThreadPoolExecutor(_THREADS, "bytecode") as pool:
-            for found in pool.map(lambda one: self._link_folder(one, tag, kind), folders[number:]):
+            for found in pool.map(lambda one: self._link_folder(one, tag, kind), waiting):
                 total.add(found)
         return total
 
@@ -158,14 +165,20 @@ class Bytecode:
             try:
                 self._files.link(Path(entry), Path(wanted.target))
             except FileNotFoundError:
-                return False
+                if not number:
+                    return False
+                # Collected since: its environments are gone.
+                self._last.pop(wanted.key, None)
+                number = 0
+                continue
             except OSError as error:
                 if error.errno not in _AT_LIMIT:
                     raise
                 last = self._last_copy(wanted.key)
                 if last <= number:
                     return self._copy(entry, wanted, last + 1)
-                self._last[wanted.key] = number = last
+                self._note_last(wanted.key, last)
+                number = last
                 continue
             if self._proves(wanted.target, wanted.key):
                 return True
@@ -210,8 +223,7 @@ class Bytecode:
         self._proven.clear()
 
     def _link_folder(self, folder: Folder, tag: str, kind: str) -> Linked:
-        done = Linked(missing=[])
-        assert done.missing is not None
+        done = Linked()
         cache = f"{folder.path}/__pycache__"
         if not folder.cached:
             # Sealing makes it readable for all, whatever the umask.
@@ -263,6 +275,11 @@ class Bytecode:
             self._bad.clear()
         self._bad.add(key)
 
+    def _note_last(self, key: str, number: int) -> None:
+        if len(self._last) >= _REMEMBERED:
+            self._last.clear()
+        self._last[key] = number
+
     def _keep(self, path: str, key: str, number: int) -> bool:
         """Gives a file in staging its name in the store; False where that name is taken."""
         entry = Path(self._path(key, number))
@@ -287,13 +304,12 @@ class Bytecode:
             self._files.unlink(Path(entry))
             return False
         self._files.write_new(Path(wanted.target), data, mode=0o444)
-        if not self._keep(wanted.target, wanted.key, number):
-            # Another build was first with this number: this one copy is not shared.
-            number = self._last_copy(wanted.key)
-        if len(self._last) >= _REMEMBERED:
-            self._last.clear()
-        self._last[wanted.key] = number
-        return True
+        self._note_last(wanted.key, number)
+        if self._keep(wanted.target, wanted.key, number):
+            return True
+        # Another thread or build was first with this number.
+        self._files.unlink(Path(wanted.target))
+        return self.link_one(wanted)
 
     def _last_copy(self, key: str) -> int:
         """The highest number that a copy of this key has in the store."""

@@ -88,7 +88,8 @@ class Closures:
         self._root.require_marker()
         self._files.make_folder(self._marks, self._root.state)
         content = {"schema": 1, "at": now(), "findings": findings[:100]}
-        self._files.write_atomic(self._marks / f"{name}.json", json.dumps(content, indent=2).encode())
+        data = json.dumps(content, indent=2).encode()
+        self._files.write_atomic(self._marks / f"{name}.json", data, via=self._root.staging)
         self.damaged().add(name)
 
     def metadata(self, name: str) -> dict[str, Any]:

@@ -31,6 +31,8 @@ class Collected:
     """What a collection did."""
 
     removed: list[str] = field(default_factory=list)
+    returned: list[str] = field(default_factory=list)
+    """Closures that a killed collection had renamed away and that are leased: they are back."""
     generations: int = 0
     freed: Freed = field(default_factory=Freed)
     """What came back on disk by emptying trash/."""
@@ -76,6 +78,7 @@ class Collector:
         """
         done = Collected() if done is None else done
         self._check()
+        self._bring_back(done)
         plan = self._retention.plan()
         done.leases = plan.leases
         if hurry:
@@ -151,16 +154,17 @@ class Collector:
         self._leases.clean(name, now)
         return True
 
-    def _bring_back(self) -> None:
+    def _bring_back(self, done: Collected) -> None:
         """Closures in trash/ that somebody leased while they went there, and whose collector was killed."""
         names = set(self._leases.names())
         for path in _entries(self._root.trash):
             name = path.name.partition(".")[0]
             if name not in names or os.path.lexists(self._root.closure(name)):
                 continue
-            if self._leases.on(name, self._files.server_time(self._root.state)):
+            if self._leases.on(name, self._files.server_time(self._root.staging)):
                 self._check()
                 self._files.rename(path, self._root.closure(name))
+                done.returned.append(name)
                 self._log.warning("closure brought back: it is leased", digest=name)
 
     def _empty_trash(self, now: float, age: float, done: Collected) -> None:

@@ -180,6 +180,10 @@ class Inbox:
         return None
 
     def _answer_for_the_dead(self, path: Path, request_id: str) -> None:
+        if os.path.lexists(path.with_suffix(".answer")):
+            # Killed between the two: what it answered is true, and maybe not fetched yet.
+            self._files.unlink(path)
+            return
         told = "the daemon ended before it answered; whether it was done can be seen by `envfabric status`"
         self.answer(Request(request_id, "", {}, ""), Answer(False, told))
 

@@ -246,7 +246,7 @@ class Retention:
 
     def _clock(self, *, dry: bool) -> float:
         try:
-            return self._files.server_time(self._root.state)
+            return self._files.server_time(self._root.staging)
         except OSError:
             if not dry:
                 raise

@@ -90,7 +90,7 @@ class Usage:
         flat = array.array("Q", [len(inodes), *(number for pair in inodes.items() for number in pair)])
         if sys.byteorder == "big":
             flat.byteswap()
-        self._files.write_atomic(self._folder / digest, flat.tobytes())
+        self._files.write_atomic(self._folder / digest, flat.tobytes(), via=self._root.staging)
 
     def remove(self, digest: str) -> None:
         """A closure left the store. Raises `OSError` where its record can't be removed."""

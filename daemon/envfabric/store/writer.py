@@ -125,6 +125,10 @@ class Writer:
             self._remove_tokens(token)
         for old in sorted(self._epochs())[:-_EPOCHS_KEPT]:
             self._files.unlink(self._epoch_path(old))
+        if self._epochs() == [epoch]:
+            # For the next claim, should the disk be full by then: see _make_token.
+            with contextlib.suppress(OSError):
+                self._files.write_new(self._epoch_path(epoch - 1), b"")
         return epoch
 
     def _make_token(self, token: Path) -> None:

@@ -1,0 +1,161 @@
+"""Gives an environment in staging its bytecode: from the store, and what is missing there compiled once.
+
+The base interpreter compiles, isolated and without site, so nothing of a package is run; where nothing is
+missing, no process is started. A source that can't be compiled is no error: it has no bytecode then. Writes
+into the build's staging folder, and by way of store/bytecode.py into the bytecode store.
+"""
+
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from envfabric.build.interpreters import Interpreter
+from envfabric.build.unpacking import Unpacking
+from envfabric.build.uv import Finished, Uv, failure
+from envfabric.core.errors import Reason
+from envfabric.store.bytecode import Bytecode, Linked, Missing, sources
+from envfabric.store.closures import Staging
+from envfabric.store.files import Files
+
+_COMPILER = Path(__file__).with_name("compiler.py")
+_PATIENCE = 60.0
+"""Seconds that a build waits for others that compile the same sources: then it does so itself."""
+_FEW = 16
+"""Sources for which one more worker is started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What the bytecode of one environment came to."""
+
+    linked: int
+    """Compiled files that were in the store already, or came into it by one of the environment's own files."""
+    compiled: int
+    """Sources that were compiled for it."""
+    bad: int
+    """Sources that do not compile."""
+    unfinished: tuple[str, ...]
+    """Sources that ended the compiler, or took more memory than there is; without bytecode. Relative paths."""
+    changed: tuple[str, ...]
+    """Sources with other content than they had a moment before under the same time: what uv's cache holds of
+    them is damaged. Paths relative to the environment."""
+
+
+class Compiling:
+    """What gives environments their bytecode, on one ROOT. Safe for threads."""
+
+    def __init__(self, bytecode: Bytecode, files: Files, uv: Uv, workers: int | None = None) -> None:
+        """`workers` are the processes that compile for one environment: by default one for each core."""
+        self._bytecode = bytecode
+        self._files = files
+        self._uv = uv
+        self._workers = workers or len(os.sched_getaffinity(0))
+        # Two builds that miss the same sources would compile them twice.
+        self._claims = Unpacking(_PATIENCE)
+        self._facts: dict[Interpreter, tuple[str, str]] = {}
+
+    def compile(self, interpreter: Interpreter, staging: Staging) -> Compiled:
+        """Links and compiles the bytecode of the environment in staging, which `interpreter` is the base of.
+
+        Raises `SpecError` where the interpreter fails or runs out of time, `Stopped`, and `OSError`.
+        """
+        tag, kind = self._facts_of(interpreter, staging)
+        if tag == "-":
+            return Compiled(0, 0, 0, (), ())
+        linked = self._bytecode.link(sources(staging.venv), tag, kind)
+        if not linked.missing:
+            return Compiled(linked.files, 0, linked.bad, (), ())
+        # One job for each content: an environment has hundreds of empty sources.
+        alike: dict[str, list[Missing]] = {}
+        for one in linked.missing:
+            alike.setdefault(one.key, []).append(one)
+        with self._claims.of(alike):
+            done = self._compile(interpreter, staging, alike, linked)
+        # What is missing again some day is claimed again.
+        self._claims.forget(alike)
+        return done
+
+    def distrust(self) -> None:
+        """Has everything in the store proven once more before it is linked: for repair."""
+        self._bytecode.distrust()
+
+    def stop(self) -> None:
+        """Lets no build wait for another any more; processes are ended by `Uv.stop`."""
+        self._claims.stop()
+
+    def _compile(
+        self, interpreter: Interpreter, staging: Staging, alike: dict[str, list[Missing]], linked: Linked
+    ) -> Compiled:
+        todo = []
+        for same in alike.values():
+            # Another build may have compiled it while this one waited.
+            if self._bytecode.link_one(same[0]):
+                linked.files += 1
+                self._link_rest(same, linked)
+            elif self._bytecode.is_bad(same[0]):
+                linked.bad += len(same)
+            else:
+                todo.append(same[0])
+        # The longest first: no worker is left alone with one at the end.
+        todo.sort(key=lambda one: one.size, reverse=True)
+        outcomes = self._outcomes(interpreter, staging, todo) if todo else {}
+        compiled, unfinished, changed = 0, [], []
+        for number, one in enumerate(todo):
+            outcome = outcomes.get(number, "?")
+            same = alike[one.key]
+            if outcome == "+":
+                self._bytecode.adopt(one)
+                compiled += 1
+                self._link_rest(same, linked)
+                continue
+            paths = [os.path.relpath(each.source, staging.venv) for each in same]
+            if outcome == "-":
+                self._bytecode.mark_bad(one)
+                linked.bad += len(same)
+            elif outcome == "!":
+                changed += paths
+            else:
+                # A worker that was killed may have written a part of it.
+                self._files.unlink(Path(one.target))
+                unfinished += paths
+        return Compiled(linked.files, compiled, linked.bad, tuple(unfinished), tuple(changed))
+
+    def _link_rest(self, same: list[Missing], linked: Linked) -> None:
+        for one in same[1:]:
+            linked.files += self._bytecode.link_one(one)
+
+    def _outcomes(self, interpreter: Interpreter, staging: Staging, todo: list[Missing]) -> dict[int, str]:
+        """What the compiler said of each job by its number. Raises `OSError` that it met, and `SpecError`."""
+        jobs = staging.folder / f"compile.{uuid.uuid4().hex}"
+        fields = (field for one in todo for field in (one.key, one.source, one.target))
+        self._files.write_new(jobs, b"".join(os.fsencode(field) + b"\0" for field in fields))
+        workers = min(self._workers, 1 + len(todo) // _FEW)
+        finished = self._run(interpreter, staging, "compile", str(jobs), str(workers))
+        found = {}
+        for line in finished.stdout.splitlines():
+            number, _, outcome = line.partition(" ")
+            if outcome.startswith("E"):
+                code = int(outcome.split()[1])
+                raise OSError(code, os.strerror(code), todo[int(number)].target)
+            found[int(number)] = outcome
+        return found
+
+    def _facts_of(self, interpreter: Interpreter, staging: Staging) -> tuple[str, str]:
+        # By all that is known of it: an upgrade in place is another interpreter.
+        if interpreter not in self._facts:
+            tag, kind = self._run(interpreter, staging, "facts").stdout.split()
+            self._facts[interpreter] = tag, kind
+        return self._facts[interpreter]
+
+    def _run(self, interpreter: Interpreter, staging: Staging, *arguments: str) -> Finished:
+        # Its own environment: no variable of the daemon's reaches it, and no credential.
+        finished = self._uv.run_command(
+            [interpreter.path, "-I", "-S", "-B", "-W", "ignore", str(_COMPILER), *arguments],
+            cwd=staging.folder,
+            hold=staging.descriptor,
+            env={"LC_ALL": "C.UTF-8", "PATH": os.defpath},
+        )
+        if finished.code != 0:
+            raise failure(f"compiling with {interpreter.path}", finished, Reason.BUILD_FAILED)
+        return finished

@@ -1,0 +1,41 @@
+"""Fabrics on a file system of their own."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from faults_of_disk.mounts import Disk, own_mounts
+from support.fabric import Fabric
+from support.simple_index import SimpleIndex
+from support.spec_repo import SpecRepo
+
+BIG = 6 << 20
+"""Bytes of the package that is big beside a small disk."""
+
+
+@pytest.fixture
+def small_fabric(tmp_path: Path, own_packages: SimpleIndex) -> Fabric:
+    """A fabric whose index has a package that is big beside a small disk."""
+    # No repetition that ext4 or a wheel could save room by.
+    lines = "".join(f"{number:x}, {hash((number, 'x')) & 0xFFFFFFFF:x}\n" for number in range(BIG // 16))
+    own_packages.add_wheel("big", "1.0", modules={"big/__init__.py": 'VERSION = "1.0"\n', "big/data": lines})
+    own_packages.add_wheel("beta", "1.0")
+    fabric = Fabric(tmp_path, own_packages, SpecRepo(tmp_path / "specs"))
+    fabric.settings["interval"] = 0.5
+    return fabric
+
+
+@pytest.fixture
+def make_disk(tmp_path: Path) -> Iterator[Callable[..., Disk]]:
+    """Makes small disks in mount namespaces of the test's own."""
+    with ExitStack() as stack:
+        stack.enter_context(own_mounts())
+
+        def make(megabytes: int, *, inodes: int | None = None) -> Disk:
+            disk = Disk(tmp_path / f"disk-{megabytes}", megabytes, inodes=inodes)
+            stack.callback(disk.close)
+            return disk
+
+        yield make
