@@ -63,7 +63,10 @@ class Bench:
         self.builder = Builder(self.closures, files, self.uv, compiling)
         self.python = _python()
         lines = ["[project]", 'name = "bench"', 'version = "0"']
-        lines += [f'requires-python = "=={self.python.version}"', f"dependencies = {json.dumps(requirements)}"]
+        lines += [
+            f'requires-python = "=={self.python.version}"',
+            f"dependencies = {json.dumps(requirements)}",
+        ]
         if local is not None:
             lines += ["[[tool.uv.index]]", 'name = "local"', f'url = "{local.url}"', "explicit = true"]
             lines += ["[tool.uv.sources]"]
@@ -72,7 +75,9 @@ class Bench:
             lines += [f'{one} = {{ index = "local" }}' for one in sorted(own & named)]
         policy = Policy((local.url,) if local else ())
         spec = read_spec("bench/one", "0" * 40, {"pyproject.toml": "\n".join([*lines, ""]).encode()}, policy)
-        resolution = Resolver(self.root, files, self.uv, self.closures.staging).resolve(spec, self.python, None)
+        resolution = Resolver(self.root, files, self.uv, self.closures.staging).resolve(
+            spec, self.python, None
+        )
         self.recipe: Recipe = recipe_of(spec, resolution)
         self.bare = folder / "bare"
         self.bare.mkdir()
@@ -140,9 +145,7 @@ def new_bytes(closure: Path, known: set[int]) -> tuple[int, int, int]:
 
 def _inodes(closure: Path) -> set[int]:
     return {
-        os.lstat(os.path.join(parent, name)).st_ino
-        for parent, _, names in os.walk(closure)
-        for name in names
+        os.lstat(os.path.join(parent, name)).st_ino for parent, _, names in os.walk(closure) for name in names
     }
 
 
@@ -162,7 +165,9 @@ def _served(folder: Path | None) -> Iterator[SimpleIndex | None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--wheels", type=Path)
     parser.add_argument("--module", default="pandas", help="what is imported")

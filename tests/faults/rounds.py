@@ -5,6 +5,7 @@
 
 import contextlib
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ RESTART, INTERRUPT, FIRST = "restart", "interrupt", "first start"
 """Operations beside those of the story: a stop and a start, a stop amid work, a start on an empty ROOT."""
 _HELD = 0.15
 """The share of rounds in which uv waits for the index when its daemon is killed."""
+_HELD_AT_MOST = 20.0
+"""Seconds after which the index answers in any case."""
 FULL = 300
 """Rounds from which on a kind of step without a hit is a failure."""
 
@@ -148,6 +151,10 @@ class Rounds:
             # While it locks, uv asks twice for a wheel's metadata; the third time it wants the wheel.
             held = packages.hold(name) if kind == "uv lock runs" else packages.hold_download(name, after=2)
             self._holds.append(held)
+            # Where the moment does not come, all goes on nevertheless.
+            timer = threading.Timer(_HELD_AT_MOST, held.set)
+            timer.daemon = True
+            timer.start()
 
         self._story.hold = hold
 

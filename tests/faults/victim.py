@@ -28,7 +28,9 @@ from envfabric.telemetry import logs
 from faults.kinds import kind_of, uv_kind
 from support.namespace import descendants
 
-_SETTLED_WITHIN = 90.0
+_STARTED_WITHIN = 5.0
+"""Seconds in which a process that is about to be started is there, or has ended already."""
+_SETTLED_WITHIN = 180.0
 """Seconds in which everything has to become true."""
 
 
@@ -142,6 +144,10 @@ class Control:
         self._since[kind] += 1
 
     def _die_later(self, kind: str, delay: float) -> None:
+        # It is about to be started: on a busy machine that takes a while.
+        deadline = time.monotonic() + _STARTED_WITHIN
+        while not running_uv(os.getpid()) and time.monotonic() < deadline:
+            time.sleep(0.002)
         time.sleep(delay)
         with self._lock:
             # Where uv has ended meanwhile this is no moment of its running time any more.

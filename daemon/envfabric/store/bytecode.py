@@ -31,7 +31,9 @@ PROOF = hashlib.sha256().digest_size
 
 _AT_LIMIT = {errno.EMLINK, errno.EPERM, errno.EACCES, errno.EINVAL}
 """What servers say when a file can have no more links, or is another user's: a copy can have some."""
-_SKIPPED = {errno.ENAMETOOLONG}
+_LONGEST_NAME = 255 - 40
+_LONGEST_FOLDER = 4096 - 255 - 40
+"""Bytes of a source's name and of its folder's path that leave room for those of a compiled file."""
 _SLOW = 0.0003
 """Seconds for one file from which on the time is the file server's, and several are asked for at once."""
 _TRIED = 64
@@ -87,8 +89,8 @@ class Linked:
 def sources(venv: Path) -> list[Folder]:
     """Every folder below the environment's lib/ that has Python sources. Raises `OSError`.
 
-    Left out are those whose `__pycache__` is no folder: it could lead anywhere. So are those at the deepest
-    level that can be sealed.
+    Left out are those whose `__pycache__` is no folder: it could lead anywhere; and those too deep, or with too
+    long a name, for one more level.
     """
     found = []
     waiting = [(os.path.join(venv, "lib"), 1)]
@@ -113,6 +115,13 @@ def sources(venv: Path) -> list[Folder]:
         if names and not odd and depth + 1 < DEEPEST:
             found.append(Folder(folder, tuple(sorted(names)), cached))
     return found
+
+
+def _is_source(entry: os.DirEntry[str]) -> bool:
+    name = entry.name
+    if not name.endswith(".py") or name == ".py" or len(os.fsencode(name)) > _LONGEST_NAME:
+        return False
+    return entry.is_file(follow_symlinks=False)
 
 
 def proof(body: bytes, key: str) -> bytes:
@@ -239,11 +248,6 @@ class Bytecode:
             try:
                 linked = self.link_one(wanted)
             except FileExistsError:
-                continue
-            except OSError as error:
-                # The suffix made the name too long for the file system; Python has no use for such a module.
-                if error.errno not in _SKIPPED:
-                    raise
                 continue
             if linked:
                 done.files += 1
