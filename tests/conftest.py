@@ -12,7 +12,12 @@ from support.spec_repo import SpecRepo
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What needs root is not for an ordinary user: deselected, and counted as such."""
+    """The long ones first; what needs root is not for an ordinary user: deselected, and counted as such."""
+    # One worker makes the demo, for all tests of it; begun last, it would be waited for alone.
+    for item in items:
+        if "demo" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("demo"))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
     if os.geteuid() == 0:
         return
     needing = [item for item in items if item.get_closest_marker("root")]

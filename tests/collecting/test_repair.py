@@ -168,6 +168,23 @@ def test_repair_heals_whatever_serves(own_keeping: Keeping, daemon: bool) -> Non
         runs(keeping, "wf/pinned", "gamma")
 
 
+@BOTH
+def test_a_stale_spec_alone_is_waited_for(own_keeping: Keeping, daemon: bool) -> None:
+    """The error that it has from before is not taken for the repair's: the answer comes when it is healed."""
+    keeping = own_keeping
+    keeping.spec("wf/a", "alpha")
+    keeping.make_true()
+    digest = keeping.serving("wf/a")
+    keeping.spec("wf/a", "no-such-thing")
+    keeping.make_true(expect=1)
+    flip(module(keeping, digest))
+    with keeping.maybe_daemon(daemon):
+        assert "1 specs healed" in repaired(keeping)
+        entry = keeping.fabric.entry("wf/a")
+        assert (entry["state"], entry["serving"]) == ("stale", f"{digest}-2")
+        assert entry["error"]["reason"] == "unresolvable"
+
+
 def test_damage_after_damage_is_repaired_again(own_keeping: Keeping) -> None:
     """A second one makes <digest>-3; a damaged name is never given again."""
     keeping = own_keeping

@@ -13,8 +13,8 @@ from faults.daemons import Arm
 
 RECOVERY = "recovery"
 """The name under which the steps of a restart after a kill are known."""
-_MISSES = 3
-"""Moments of a kind that did not come before others have their turn."""
+_NEVER_LESS = 0.4
+"""The share of moments that are of a kind without a hit, as long as there is one."""
 _THRIFT = 0.9
 """The share of moments that come in an operation which is not costly, where there is one."""
 _FIRST_DELAY = 0.04
@@ -64,12 +64,12 @@ class Drawing:
         """The next moment: of a kind that has no hit yet, as long as there is one that may come."""
         possible = sorted(kind for kind in self._calls if set(self._calls[kind]) - {RECOVERY})
         fresh = [kind for kind in possible if not self.hits[kind]]
-        patient = [kind for kind in fresh if self._missed[kind] < _MISSES]
-        if fresh and not patient:
-            for kind in fresh:
-                self._missed[kind] = 0
-        # Once all that is left has been tried in vain, others come first for one round.
-        kind = self._chance.choice(patient or possible)
+        # What was tried in vain again and again makes room for others, but is never given up.
+        weights = [1 / (1 + self._missed[kind]) ** 2 for kind in fresh]
+        if fresh and self._chance.random() < max(*weights, _NEVER_LESS):
+            (kind,) = self._chance.choices(fresh, weights)
+        else:
+            kind = self._chance.choice(possible)
         operations = sorted(set(self._calls[kind]) - {RECOVERY})
         cheap = [one for one in operations if one not in self._costly]
         operation = self._chance.choice(cheap if cheap and self._chance.random() < _THRIFT else operations)
@@ -80,7 +80,7 @@ class Drawing:
 
     def draw_recovery(self) -> list[Arm]:
         """The moments for a restart: all that only restarts can hit, or one of the others now and then."""
-        if self._chance.random() < 0.5:
+        if self._chance.random() < 0.8:
             only = [kind for kind in self.unhit if set(self._calls[kind]) == {RECOVERY}]
             if only:
                 return [(kind, 1, 0.0) for kind in only]

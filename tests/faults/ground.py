@@ -162,7 +162,7 @@ class Order:
     def __init__(self, ground: Ground, command: str, arguments: dict[str, Any]) -> None:
         self._ground = ground
         self.command = command
-        self._arguments = arguments
+        self.arguments = arguments
         self._asker = self._ask()
 
     def wait(self, victim: RunningVictim) -> Answer:
@@ -178,10 +178,10 @@ class Order:
                 self._asker.close()
                 return answer
             victim.check_alive()
-            assert time.monotonic() < deadline, f"{self.command} {self._arguments} was not answered"
+            assert time.monotonic() < deadline, f"{self.command} {self.arguments} was not answered"
             time.sleep(0.01)
 
     def _ask(self) -> Asker:
         asker = Asker(self._ground.root, Files())
-        asker.ask(self.command, self._arguments)
+        asker.ask(self.command, self.arguments)
         return asker

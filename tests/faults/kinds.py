@@ -52,7 +52,12 @@ def _role(parts: tuple[str, ...]) -> str:
 
 
 def _staging(rest: tuple[str, ...]) -> str:
-    first = "<generation>" if rest[0].startswith("generation-") else _HEX.sub("<build>", rest[0])
+    first = _HEX.sub("<build>", rest[0])
+    if rest[0].startswith("generation-"):
+        first = "<generation>"
+    elif rest[0].startswith("."):
+        # A file on its way to where it belongs.
+        first = "<file>"
     if len(rest) == 1:
         return f"staging/{first}"
     if ".venv" in rest[1:-1] or (rest[-1] == ".venv" and first != "<generation>"):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 
-from faults.checks import Watcher, at_rest, while_down
+from faults.checks import Watcher, at_rest, came_back, while_down
 from faults.daemons import Arm, Barracks, Dead, RunningVictim
 from faults.drawing import RECOVERY, Drawing, Moment
 from faults.ground import Ground, Order, Packages
@@ -97,8 +97,9 @@ class Rounds:
         held = self._chance.random() < _HELD
         moment = self._held_moment() if held else self._result.drawing.draw()
         if patience := self._result.drawing.missed(moment.kind):
-            # Some steps are taken only where there is something new, or nothing at all yet.
-            for name in (FIRST, "new") if patience > 1 else ("new",):
+            # Some steps are taken only where there is something new, or gone, or nothing at all yet.
+            for name in ("remove", "new") if patience % 2 else (FIRST, "new"):
+                self._make_possible(name)
                 self._perform(name, [])
                 self._settle()
         self._make_possible(moment.operation)
@@ -115,6 +116,9 @@ class Rounds:
             self._result.kills += 1
             self._killed()
             self._restart()
+            if self._order is not None and "id" in self._order.arguments:
+                # Given again, it would hide what the kill has parted.
+                came_back(self._ground, self._story, self._order.arguments["id"])
         else:
             self._result.missed += 1
             self._result.drawing.miss(moment.kind)

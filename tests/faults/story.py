@@ -24,6 +24,8 @@ from faults.ground import (
     Requirements,
 )
 
+_LOCKED = 0.25
+"""The share of new packages that come with a committed lock."""
 _SHARED = 0.25
 """The share of repairs in which the damage is in every closure at once: all are built again."""
 
@@ -154,6 +156,8 @@ class Story:
             self.hold(fresh)
             # Its author would wait for the index as well.
             ids = [one for one in ids if one != LOCKED]
+        elif LOCKED in ids and self._chance.random() < _LOCKED:
+            ids = [LOCKED]
         self._want(self._chance.choice(ids), (f"{fresh}==1.0", "alpha==1.0"))
         self.ground.commit_all()
 

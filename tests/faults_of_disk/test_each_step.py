@@ -38,8 +38,8 @@ ALWAYS = (
     "rename index.json",
 )
 """Steps that every fault happens at; the others are shared out among the faults."""
-SHARE = 5
-"""Of how many other kinds of step one is taken for a fault."""
+SHARE = 7
+"""Of how many other kinds of step one is taken for a fault: as many as there are faults."""
 
 
 @dataclass

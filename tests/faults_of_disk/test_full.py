@@ -14,7 +14,7 @@ import pytest
 from faults_of_disk.inside import daemon as inner_daemon
 from faults_of_disk.inside import surroundings
 from faults_of_disk.mounts import Disk, fill, fill_inodes
-from support.fabric import Fabric
+from support.fabric import Fabric, RunningDaemon
 from support.waiting import wait_for
 
 MakeDisk = Callable[..., Disk]
@@ -52,7 +52,15 @@ def check(fabric: Fabric, *spec_ids: str) -> None:
         assert index["python"][spec_id].startswith(f"{fabric.root}/store/")
         package = {"wf/a": "alpha", "wf/b": "big", "wf/c": "alpha", "wf/d": "beta"}[spec_id]
         fabric.python(spec_id, f"import sys; sys.dont_write_bytecode = True; import {package}")
-        assert (fabric.root / "envs" / spec_id / ".venv/bin/python").exists()
+        python = fabric.root / "envs" / spec_id / ".venv/bin/python"
+        wait_for(python.exists, message=f"{python} is not there")
+
+
+def serve_first(daemon: RunningDaemon, commit: str) -> None:
+    """Waits for the first index, and for the path for people, which follows it by a moment."""
+    daemon.wait_for_index(commit)
+    link = daemon.fabric.root / "envs/wf/a"
+    wait_for(link.is_symlink, message="the path for people is not made")
 
 
 def begin(fabric: Fabric) -> str:
@@ -75,7 +83,7 @@ def test_space_runs_out(small_fabric: Fabric, make_disk: MakeDisk) -> None:
     make_disk(48).mount(fabric.root)
     commit = begin(fabric)
     with fabric.daemon() as daemon:
-        daemon.wait_for_index(commit)
+        serve_first(daemon, commit)
         ballast = fill(fabric.root, leave=2 << 20)
         fabric.repo.spec("wf/b", ["big"])
         fabric.repo.commit()
@@ -103,7 +111,7 @@ def test_not_a_byte_is_left(small_fabric: Fabric, make_disk: MakeDisk) -> None:
     make_disk(48).mount(fabric.root)
     commit = begin(fabric)
     with fabric.daemon() as daemon:
-        daemon.wait_for_index(commit)
+        serve_first(daemon, commit)
         before = fabric.index()
         ballast = fill(fabric.root)
         fabric.repo.spec("wf/c", ["alpha"])
@@ -134,7 +142,7 @@ def test_start_on_a_disk_that_a_dead_build_has_filled(
     make_disk(48, inodes=1500).mount(fabric.root)
     commit = begin(fabric)
     with fabric.daemon() as daemon:
-        daemon.wait_for_index(commit)
+        serve_first(daemon, commit)
         fabric.repo.spec("wf/d", ["beta"])
         hold = fabric.packages.hold("beta")
         fabric.repo.commit()
@@ -159,7 +167,7 @@ def test_start_on_a_disk_that_others_have_filled(small_fabric: Fabric, make_disk
     make_disk(48).mount(fabric.root)
     commit = begin(fabric)
     with fabric.daemon() as daemon:
-        daemon.wait_for_index(commit)
+        serve_first(daemon, commit)
     ballast = fill(fabric.root)
     fabric.repo.spec("wf/d", ["beta"])
     commit = fabric.repo.commit()
@@ -179,7 +187,7 @@ def test_inodes_run_out(small_fabric: Fabric, make_disk: MakeDisk) -> None:
     make_disk(48, inodes=1500).mount(fabric.root)
     commit = begin(fabric)
     with fabric.daemon() as daemon:
-        daemon.wait_for_index(commit)
+        serve_first(daemon, commit)
         ballast = fill_inodes(fabric.root)
         # A few for the index, too few for an environment.
         for number in range(12):

@@ -258,10 +258,8 @@ def test_slow_server_is_asked_for_several_at_once(root: Root, tmp_path: Path) ->
 
 def test_every_fault_is_an_error_and_leaves_nothing_wrong(root: Root, tmp_path: Path) -> None:
     """A step that fails raises `OSError`; what the store holds then is whole, and the next build ends well."""
-    number = 0
     contents = {"a/x.py": "X = 1\n", "b/x.py": "X = 1\n", "c/x.py": "X = 1\n", "a/y.py": "Y = 1\n"}
-    for steps in each_fault(errno.EIO):
-        number += 1
+    for number, steps in enumerate(each_fault(errno.EIO)):
         venv = environment(tmp_path / f"faulty{number}", contents)
         store = bytecode(root, FewLinks(steps))
         try:

@@ -241,9 +241,11 @@ def test_a_generation_that_a_step_found_is_not_dropped(world: World) -> None:
     claim = world.claims.claim("wf/a")
     done = world.collect()
     assert (done.generations, world.numbers("wf/a")) == (0, {1, 2})
+    assert (done.removed, {A, B} <= world.stored()) == ([], True)
     del claim
     done = world.collect()
     assert (done.generations, world.numbers("wf/a")) == (1, {2})
+    assert (done.removed, A in world.stored()) == ([A], False)
 
 
 def test_a_generation_that_is_served_at_the_last_moment_stays(world: World) -> None:

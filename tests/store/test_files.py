@@ -40,6 +40,8 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "file").write_bytes(b"old")
     (tmp_path / "link").symlink_to("old")
     (tmp_path / "folder").mkdir()
+    # Whatever the umask: a mode that no removal sets.
+    (tmp_path / "folder").chmod(0o755)
     (tmp_path / "folder" / "inner").write_bytes(b"inner")
     return tmp_path
 

@@ -24,6 +24,7 @@ from envfabric.build.uv import Uv, failure
 from envfabric.core.errors import Reason, SpecError, StoreError
 from envfabric.store.files import Files
 from envfabric.store.root import Root
+from envfabric.telemetry import logs
 
 _ARCHIVES = "archive-v0"
 """Holds one folder for each unpacked wheel, named at random."""
@@ -182,6 +183,8 @@ def _unused(cache: Path, min_age: float) -> dict[str, tuple[int, int]]:
     """Bytes and inodes of each old archive none of whose files has a second link; none in an unknown layout."""
     names = set(os.listdir(cache))
     buckets = {name for name in names if name.startswith(("archive-v", "wheels-v"))}
+    if other := sorted(buckets - {_ARCHIVES, _WHEELS}):
+        logs.get().warning("uv's cache has an unknown layout: unused wheels stay in it", buckets=other)
     if buckets != {_ARCHIVES, _WHEELS} or ".lock" not in names:
         return {}
     now = _server_time(cache / ".lock")

@@ -12,7 +12,6 @@ from functools import partial
 
 from envfabric.build.cache import CacheInUse
 from envfabric.core.errors import FabricError
-from envfabric.index.document import Failure
 from envfabric.loop.board import Board
 from envfabric.loop.work import Work
 from envfabric.store.closures import Closures
@@ -36,8 +35,6 @@ class _Case:
     gone: list[str] = field(default_factory=list)
     specs: dict[str, str] = field(default_factory=dict)
     """The closure that each spec served when it began."""
-    errors: dict[str, Failure | None] = field(default_factory=dict)
-    """What was said of each spec then."""
     error: str | None = None
     proven: bool = False
 
@@ -86,7 +83,7 @@ class Repair:
         def poll() -> Answer | None:
             if case.error is not None:
                 return Answer(False, case.error)
-            if not case.proven or any(self._under_way(case, one, settled) for one in case.specs):
+            if not case.proven or any(self._under_way(one, settled) for one in case.specs):
                 return None
             return self._told(case)
 
@@ -129,18 +126,17 @@ class Repair:
                 entry = self._board.entries.get(spec_id)
                 if entry is not None and entry.serving == name and entry.generation is not None:
                     case.specs[spec_id] = name
-                    case.errors[spec_id] = entry.error
                     self._board.heal[spec_id] = entry.generation
                     self._work.add(spec_id)
         case.proven = True
 
-    def _under_way(self, case: _Case, spec_id: str, settled: Callable[[str], bool]) -> bool:
+    def _under_way(self, spec_id: str, settled: Callable[[str], bool]) -> bool:
         entry = self._board.entries.get(spec_id)
         if entry is None:
             return False
-        # A heal that failed for good, or waits for its retry, is told and not waited for. A stale spec has an
-        # error from before, which says nothing of the heal.
-        failed = entry.state in {"failed", "stale"} and entry.error not in {None, case.errors[spec_id]}
+        # A heal that failed for good, or waits for its retry, is told and not waited for. While a step is
+        # under way, the error of a stale spec is one from before, and `settled` says that it is not over.
+        failed = entry.state in {"failed", "stale"} and entry.error is not None
         return (spec_id in self._board.heal and not failed) or not settled(spec_id)
 
     def _told(self, case: _Case) -> Answer:

@@ -106,13 +106,9 @@ def sources(venv: Path) -> list[Folder]:
                         waiting.append((entry.path, depth + 1))
                 elif entry.name == "__pycache__":
                     odd = True
-                elif (
-                    entry.name.endswith(".py")
-                    and entry.name != ".py"
-                    and entry.is_file(follow_symlinks=False)
-                ):
+                elif _is_source(entry):
                     names.append(entry.name)
-        if names and not odd and depth + 1 < DEEPEST:
+        if names and not odd and depth + 1 < DEEPEST and len(os.fsencode(folder)) <= _LONGEST_FOLDER:
             found.append(Folder(folder, tuple(sorted(names)), cached))
     return found
 

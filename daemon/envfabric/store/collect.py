@@ -86,15 +86,20 @@ class Collector:
             self._empty_trash(plan.now, 0.0, done)
         for spec_id, number in plan.drop:
             done.generations += self._drop(spec_id, number)
+        held: set[str | None] = set()
         if plan.drop:
             # What only they used is unused since this moment.
             plan = self._retention.plan()
+            # Not so those that could not be dropped, because a step may be about to serve one of them.
+            held = {self._generations.name_of(spec_id, number) for spec_id, number in plan.drop}
         done.kept = dict(plan.kept)
         if plan.remove:
             # The first look may be long ago by now.
             runs = self._retention.running().closures
             for name in plan.remove:
-                if name in runs:
+                if name in held:
+                    done.kept[name] = ("a generation that a step of this daemon has claimed",)
+                elif name in runs:
                     done.kept[name] = ("a process of this host runs from it",)
                 elif self._remove(name, plan.now):
                     done.removed.append(name)
