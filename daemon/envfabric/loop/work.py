@@ -17,6 +17,7 @@ from envfabric.build.environment import Built
 from envfabric.build.lockfile import neutral
 from envfabric.core.errors import Reason, SpecError
 from envfabric.loop.board import Board
+from envfabric.loop.counting import Counting
 from envfabric.loop.lane import Lane
 from envfabric.loop.realise import (
     Located,
@@ -77,15 +78,14 @@ class Work:
         self._board = board
         self._repository = repository
         self._realiser = realiser
-        self._usage = usage
         self._metrics = metrics
+        self._counting = Counting(usage, metrics)
         self._post = post
         self._log = logs.get()
         self._todo: OrderedDict[str, None] = OrderedDict()
         # Those who come by again after another's answer let new commits go first.
         self._again: OrderedDict[str, None] = OrderedDict()
         self._recalling: set[str] = set()
-        self._counted: dict[str, str] = {}
         self._resolving: Lane[Waiter[Unresolved]] = Lane(2 * builders)
         self._building: Lane[Waiter[Located]] = Lane(builders)
         # By spec id: two generations of one spec are never written at once.
@@ -114,7 +114,7 @@ class Work:
         """The spec is gone; the outcome of a step that is running will be dropped."""
         self._todo.pop(spec_id, None)
         self._again.pop(spec_id, None)
-        self._counted.pop(spec_id, None)
+        self._counting.forget(spec_id)
 
     def has(self, spec_id: str) -> bool:
         """Whether anything is yet to be done for a spec, or is done now."""
@@ -197,7 +197,7 @@ class Work:
         if isinstance(result, Suspended):
             self._board.suspend(ref.id)
         elif isinstance(result, Served):
-            self._count_request(ref, hit=True)
+            self._counting.request(ref, hit=True)
             self._serve(ref.id, result.generation, pinned=result.pinned)
         elif isinstance(result, Unresolved):
             self._board.hold(ref.id, pinned=False)
@@ -211,20 +211,13 @@ class Work:
     def _located(self, located: Located) -> None:
         ref = located.request.ref
         wanted = self._building.knows(located.digest)
-        self._count_request(ref, hit=located.built)
+        self._counting.request(ref, hit=located.built)
         if located.built:
             self._finishing.add(ref.id, located)
         else:
             lock = neutral(located.recipe.lock)
             waiter = Waiter(ref, None if wanted else located, lock, located.purpose)
             self._building.add(located.digest, waiter)
-
-    def _count_request(self, ref: SpecRef, *, hit: bool) -> None:
-        # Once for each content: those who wait for another's build come by here twice.
-        if self._counted.get(ref.id) != ref.tree:
-            self._counted[ref.id] = ref.tree
-            self._metrics.closure_requests.inc()
-            self._metrics.closure_hits.inc(int(hit))
 
     # Resolve: ask uv, once for all who ask the same.
 
@@ -279,7 +272,7 @@ class Work:
         first, *others = self._building.end(digest)
         error = future.exception()
         if error is None:
-            self._count(work, future.result())
+            self._counting.build(work, future.result())
         for other in others:
             if not self._board.asks(other.ref, other.purpose):
                 continue
@@ -298,34 +291,12 @@ class Work:
     def _fail(self, waiter: Waiter[Located], error: BaseException, digest: str) -> None:
         """A build failed for one who waited for it."""
         spec_id = waiter.ref.id
-        passing = not isinstance(error, SpecError) or error.reason.passing
-        if waiter.purpose == "healed" and not passing and self._board.entries[spec_id].state == "pending":
-            # What was served can't be made again; the committed content may well be.
+        if waiter.purpose == "healed" and self._board.entries[spec_id].state == "pending":
+            # What was served can't be made again now; the committed content may well be.
             self._board.heal.pop(spec_id, None)
             self._add_again(spec_id)
         else:
             self._board.fail(spec_id, error, digest)
-
-    def _count(self, work: Located, built: Built | None) -> None:
-        log = self._log.bind(spec=work.id, commit=work.request.commit, digest=work.digest)
-        try:
-            if built:
-                self._usage.add(built.name, built.inodes)
-        except OSError as error:
-            # The closure is whole; what could not be counted now is counted at the next start.
-            log.warning("closure not counted", error=str(error))
-        if built is None:
-            return
-        for phase, seconds in built.phases.items():
-            self._metrics.build_duration.labels(phase).observe(seconds)
-        if built.link_fallbacks:
-            self._metrics.link_fallbacks.inc(built.link_fallbacks)
-            log.warning(
-                "files were copied, not linked: they take their space once for each environment",
-                copied=built.link_fallbacks,
-                linked=built.linked,
-            )
-        log.info("built", closure=built.name, seconds=round(built.phases["total"], 3))
 
     # Finish: write the generation.
 
@@ -348,7 +319,7 @@ class Work:
             return
         generation = future.result()
         if located.purpose == "healed":
-            self._count_closure(generation.digest)
+            self._counting.closure(generation.digest)
             self._board.healed(ref.id, generation)
             if self._board.entries[ref.id].state in {"pending", "building"}:
                 # What it served is there again; now for what it asks for.
@@ -357,12 +328,8 @@ class Work:
             self._serve(ref.id, generation, pinned=located.purpose == "pinned")
 
     def _serve(self, spec_id: str, generation: Generation, *, pinned: bool) -> None:
-        self._count_closure(generation.digest)
+        self._counting.closure(generation.digest)
         self._board.serve(spec_id, generation, pinned=pinned)
-
-    def _count_closure(self, name: str) -> None:
-        if not self._usage.known(name):
-            self._usage.add(name)
 
     def _first(self, lane: Lane[Waiter[W]], key: str, waiters: list[Waiter[W]]) -> W | None:
         """What the key's first waiter brought; without one that is still wanted the key does not run."""
