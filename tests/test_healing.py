@@ -43,7 +43,8 @@ def test_closure_removed_under_a_running_daemon(fabric: Fabric) -> None:
     first = fabric.repo.commit()
     with fabric.daemon() as daemon:
         before = daemon.wait_for_index(first)
-        physical = daemon.metric("envfabric_store_physical_bytes")
+        # The gauges follow the index by a moment.
+        physical = wait_for(lambda: daemon.metric("envfabric_store_physical_bytes"), message="nothing counted")
         remove(fabric.root / "store" / before["environments"]["wf/a"]["serving"])
         fabric.repo.spec("wf/b", ["alpha"])
         index = daemon.wait_for_index(fabric.repo.commit())

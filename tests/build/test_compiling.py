@@ -215,7 +215,7 @@ def test_changed_source_poisons_nothing(
 
 
 def test_nothing_of_a_package_is_run(
-    giving: Compiling, staging: Staging, python: Interpreter, tmp_path: Path
+    giving: Compiling, counted: Counted, staging: Staging, python: Interpreter, tmp_path: Path
 ) -> None:
     """Neither a source, nor what site would start, nor a codec that a source names takes part in compiling."""
     mark = tmp_path / "ran"
@@ -237,6 +237,8 @@ def test_nothing_of_a_package_is_run(
     giving.compile(python, staging)
     assert len(compiled(site)) == 6
     assert not mark.exists()
+    # The base interpreter, isolated and without site: what a user or an administrator added takes no part either.
+    assert [command[:3] for command in counted.commands] == [[python.path, "-I", "-S"]] * 2
 
 
 def test_daemons_variables_do_not_reach_the_compiler(

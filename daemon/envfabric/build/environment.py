@@ -152,6 +152,10 @@ class Builder:
         job.phases["total"] = time.monotonic() - began
         return Built(name, inodes, inventory.linked, inventory.copied, job.phases)
 
+    def forgotten(self) -> None:
+        """uv's cache has let go of wheels: the next build of each is a first one again."""
+        self._unpacking.forget_all()
+
     def stop(self) -> None:
         """Ends the processes of running builds, and lets none start any more."""
         self._uv.stop()

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 class Unpacking:
     """The wheels, by hash, that builds of this process have installed or are the first to install."""
 
-    def __init__(self, patience: float = 300.0) -> None:
+    def __init__(self, patience: float = 30.0) -> None:
         """`patience` is how long, in seconds, a build waits for others: then it goes on, and shares less."""
         self._patience = patience
         self._installed: set[str] = set()
@@ -54,6 +54,11 @@ class Unpacking:
         """These are no longer in the cache: the next build of each is a first one again."""
         with self._changed:
             self._installed -= set(wheels)
+
+    def forget_all(self) -> None:
+        """Any of them may have left the cache."""
+        with self._changed:
+            self._installed.clear()
 
     def stop(self) -> None:
         """Lets all go on that wait."""

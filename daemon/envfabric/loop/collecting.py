@@ -111,6 +111,14 @@ class Collecting:
         changed, self._account_changed = self._account_changed, False
         return changed
 
+    def bring_back(self) -> None:
+        """At a start: what is leased and lies in trash/, because a collector was killed half-way, comes back."""
+        try:
+            self._collector.bring_back(Collected())
+        except (StoreError, OSError) as error:
+            # Leases that can't be read stop collections, not the daemon.
+            self._log.warning("trash not looked at", error=str(error))
+
     def still_writing(self) -> None:
         """For the collector, between its steps: raises `StoreError` where this daemon is stopping."""
         if self._stopping.is_set():
@@ -147,6 +155,9 @@ class Collecting:
         for name in collected.removed:
             try:
                 self._usage.remove(name)
+                if (self._root.closure(name) / "metadata.json").is_file():
+                    # Built again since, and counted then.
+                    self._usage.add(name)
             except OSError as error:
                 self._log.warning("closure not taken off the account", digest=name, error=str(error))
             self._history.note("collected", closure=name)

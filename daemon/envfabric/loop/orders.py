@@ -6,6 +6,7 @@ after the answer finds it there. Belongs to the loop's thread.
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from envfabric.core.errors import FabricError, StoreError
@@ -91,8 +92,9 @@ class Orders:
             try:
                 self._inbox.answer(request, answer)
             except OSError as error:
-                # The asker sees that nobody answers, and says so.
+                # It is tried again with the next round: the asker waits as long as this daemon lives.
                 self._log.error("request not answered", command=request.command, error=str(error))
+                still.append((request, partial(_given, answer)))
         self._open = still
 
     def begin(self, request: Request) -> Poll:
@@ -223,6 +225,10 @@ class Orders:
         published = self._publisher.published
         waits = entry.state in {"pending", "building"} or self._work.has(spec_id)
         return not waits and published is not None and published.entries.get(spec_id) == entry
+
+
+def _given(answer: Answer) -> Answer:
+    return answer
 
 
 def _is_name(text: str) -> bool:

@@ -148,8 +148,9 @@ class Realiser:
             again = self._again(request, held, "pinned") if held else None
             if again is not None:
                 return again
-            # The content has changed since, or what the pin held is gone.
-            self._pins.replace(spec_id, pin, None)
+            if pin.tree == tree:
+                # What it held is gone. One for other content is the loop's to end: this step may be a late one.
+                self._pins.replace(spec_id, pin, None)
         spec = read_spec(spec_id, tree, request.files, self._policy)
         if spec.table.suspend:
             return Suspended()
@@ -182,6 +183,10 @@ class Realiser:
         if self._closures.locate(located.digest) is not None:
             return None
         return self._builder.build(located.recipe, tell)
+
+    def is_damaged(self, name: str) -> bool:
+        """Whether a closure was found damaged since a step found it good."""
+        return name in self._closures.damaged()
 
     def stop(self) -> None:
         """Ends what runs; nothing can be resolved or built any more."""
@@ -237,7 +242,10 @@ class Realiser:
         content = self._generations.content(generation)
         if content is None:
             return None
-        recipe = recipe_from(generation.spec, content.pyproject, content.lock, generation.closure)
+        try:
+            recipe = recipe_from(generation.spec, content.pyproject, content.lock, generation.closure)
+        except SpecError:
+            return None
         if recipe.closure.digest != digest or not Path(recipe.closure.interpreter.path).exists():
             return None
         built = self._closures.locate(digest) is not None

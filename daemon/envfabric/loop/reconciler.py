@@ -21,7 +21,7 @@ from envfabric.loop.plan import Found, make_plan
 from envfabric.loop.repair import Repair
 from envfabric.loop.work import Work
 from envfabric.specs.repository import Repository, SourceError
-from envfabric.specs.tree import find_specs
+from envfabric.specs.tree import Wanted, find_specs
 from envfabric.store.closures import Closures
 from envfabric.store.history import History
 from envfabric.store.left import Left
@@ -153,13 +153,19 @@ class Reconciler:
             self._close()
 
     def _close(self) -> None:
+        # uv first: a collection and a repair wait for theirs.
+        self.work.stop()
         self._collecting.close()
         self._repair.close()
         self.work.close()
-        self._history.flush()
+        with contextlib.suppress(StoreError, OSError):
+            # The trail is the next writer's by now where this one was deposed.
+            self._writer.check()
+            self._history.flush()
 
     def _begin(self) -> None:
         self._held = self._closures.recover()
+        self._collecting.bring_back()
         self._usage.load()
         published = self._publisher.load()
         self._publisher.adopt_links()
@@ -210,6 +216,10 @@ class Reconciler:
             self._writer.check()
             if self._held:
                 self._held = self._closures.recover(self._held)
+            # Before git is asked, which may be away: what is published and the room for it do not hang on it.
+            self._publisher.look()
+            if not self._once:
+                self._collecting.tick()
             commit = self._repository.head()
             if commit is None:
                 raise SourceError("the branch has no commit any more; what was published stays")
@@ -217,9 +227,6 @@ class Reconciler:
                 with self._metrics.reconcile_duration.time():
                     self._adopt(commit)
                 self._metrics.reconciles.inc()
-            self._publisher.look()
-            if not self._once:
-                self._collecting.tick()
         except LostWriter:
             raise
         except (SourceError, StoreError, OSError) as error:
@@ -234,9 +241,10 @@ class Reconciler:
     def _adopt(self, commit: str) -> None:
         """Makes `commit` the revision: compares it with what is served and queues the difference."""
         wanted = find_specs(self._repository.tree(commit))
-        plan = make_plan(commit, wanted, self.board.refs, self.board.entries, self._found())
+        found = self._found()
+        plan = make_plan(commit, wanted, self.board.refs, self.board.entries, found)
         # Before the revision counts as seen: what fails here is done again with the next look.
-        for spec_id in plan.removed:
+        for spec_id in (*plan.removed, *self._ended_pins(wanted, found)):
             self._pins.remove(spec_id)
         self.board.adopt(commit, wanted, plan)
         for spec_id in plan.removed + plan.refused:
@@ -256,6 +264,14 @@ class Reconciler:
         # With changes under way the outcome is published, and not a moment before it that nobody needs.
         self._publisher.want(outcome=not plan.changed or bool(plan.lost))
 
+    def _ended_pins(self, wanted: Wanted, found: Found | None) -> list[str]:
+        """The specs whose pin ends with this revision, because their content is another than it was set for."""
+        pinned = {one: entry.tree for one, entry in self.board.entries.items() if entry.pinned}
+        if found:
+            pinned |= {one: pin.tree for one, pin in found.pins.items()}
+        trees = {one: ref.tree for one, ref in wanted.specs.items() if one in pinned}
+        return [one for one, tree in pinned.items() if trees.get(one) != tree]
+
     def _found(self) -> Found | None:
         """What a start finds on ROOT; nothing is looked for later."""
         if self.board.revision is not None:
@@ -269,6 +285,8 @@ class Reconciler:
         board = self.board
         before = self._publisher.published
         try:
+            # Before anything is written: a lower epoch changes nothing any more.
+            self._writer.check()
             for entry in board.entries.values():
                 if entry.serving and entry.serving in self._left.known():
                     # Before it is named again: its grace period begins anew when it leaves the next time.

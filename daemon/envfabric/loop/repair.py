@@ -51,9 +51,11 @@ class Repair:
         generations: Generations,
         history: History,
         forget: Callable[[Iterable[str]], None],
+        check: Callable[[], None],
         post: Callable[[Callable[[], None]], None],
     ) -> None:
-        """`forget` removes distributions from uv's cache."""
+        """`forget` removes distributions from uv's cache; `check` raises where another is the writer by now."""
+        self._check = check
         self._root = root
         self._board = board
         self._work = work
@@ -78,7 +80,7 @@ class Repair:
             if one.name in names:
                 served.setdefault(one.name, []).append(spec_id)
         future = self._pool.submit(self._prove, case, names, served)
-        future.add_done_callback(lambda ended: self._post(partial(self._proven, ended, case, served)))
+        future.add_done_callback(lambda ended: self._post(partial(self._proven, ended, case)))
 
         def poll() -> Answer | None:
             if case.error is not None:
@@ -95,7 +97,8 @@ class Repair:
         self._pool.shutdown(cancel_futures=True)
 
     def _prove(self, case: _Case, names: list[str], served: dict[str, list[str]]) -> None:
-        report = verify(self._root, names, served=served, workers=WORKERS)
+        report = verify(self._root, names, served=served, workers=WORKERS, stop=self._stopping.is_set)
+        self._check()
         case.gone = sorted(report.missing)
         for name, findings in report.findings.items():
             told = [f"{one.path}: {one.detail}" for one in findings]
@@ -104,16 +107,15 @@ class Repair:
             self._closures.mark_damaged(name, told)
             case.damaged[name] = len(findings)
         wanted = {one for name in case.damaged for one in self._distributions(name)}
-        while wanted:
+        if wanted:
             try:
                 # The damaged file is in the cache as well: it is the same inode.
                 self._forget(sorted(wanted))
-                break
-            except CacheInUse:
-                if self._stopping.is_set():
-                    raise
+            except CacheInUse as error:
+                # Builds keep the cache busy: whatever does not fit its RECORD is fetched anew by the build itself.
+                self._log.warning("cache not purged before the repair", error=str(error))
 
-    def _proven(self, future: Future[None], case: _Case, served: dict[str, list[str]]) -> None:
+    def _proven(self, future: Future[None], case: _Case) -> None:
         error = future.exception()
         if error is not None:
             if not isinstance(error, FabricError | OSError):
@@ -121,13 +123,13 @@ class Repair:
             case.error = f"the repair ended early: {error}"
         for name, findings in case.damaged.items():
             self._history.note("damaged", closure=name, findings=findings)
-        for name in [*case.damaged, *case.gone]:
-            for spec_id in served.get(name, ()):
-                entry = self._board.entries.get(spec_id)
-                if entry is not None and entry.serving == name and entry.generation is not None:
-                    case.specs[spec_id] = name
-                    self._board.heal[spec_id] = entry.generation
-                    self._work.add(spec_id)
+        bad = {*case.damaged, *case.gone}
+        # As it is now: proving takes its time, and who came by since serves the same.
+        for spec_id, entry in self._board.entries.items():
+            if entry.serving in bad and entry.generation is not None:
+                case.specs[spec_id] = entry.serving
+                self._board.heal[spec_id] = entry.generation
+                self._work.add(spec_id)
         case.proven = True
 
     def _under_way(self, spec_id: str, settled: Callable[[str], bool]) -> bool:

@@ -151,9 +151,13 @@ class Work:
         )
         return self._building.waiting < before
 
+    def stop(self) -> None:
+        """Ends what runs."""
+        self._realiser.stop()
+
     def close(self) -> None:
         """Ends what runs and waits for it."""
-        self._realiser.stop()
+        self.stop()
         self._pool.shutdown(cancel_futures=True)
 
     # Recall: read the spec, and find what is known of its content.
@@ -328,6 +332,10 @@ class Work:
             self._serve(ref.id, generation, pinned=located.purpose == "pinned")
 
     def _serve(self, spec_id: str, generation: Generation, *, pinned: bool) -> None:
+        if self._realiser.is_damaged(generation.digest):
+            # Found damaged while this step was under way: it is built again.
+            self._add_again(spec_id)
+            return
         self._counting.closure(generation.digest)
         self._board.serve(spec_id, generation, pinned=pinned)
 

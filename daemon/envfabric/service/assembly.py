@@ -56,13 +56,14 @@ def assemble(
     usage, history = Usage(root, files), History(root, files)
     publisher = Publisher(root, files, writer, generations)
     board = Board(root, files, metrics, lambda: publisher.want(outcome=True))
+    builder = Builder(closures, files, uv)
     realiser = Realiser(
         root,
         Policy(tuple(settings.policy.indexes), settings.ray.required),
         Ray(settings.ray.version),
         Interpreters(root, files, uv, settings.python, tuple(settings.pythons)),
         Resolver(root, files, uv, closures.staging, settings.resolution_max_age),
-        Builder(closures, files, uv),
+        builder,
         closures,
         generations,
         pins,
@@ -91,9 +92,13 @@ def assemble(
             return cache.prune(uv, root, files, age, check)
         except cache.CacheInUse:
             return cache.Evicted(0, 0, 0)
+        finally:
+            # What was unpacked once may have to be again: one build at a time.
+            builder.forgotten()
 
     def forget(names: Iterable[str]) -> None:
         cache.forget(uv, root, names)
+        builder.forgotten()
 
     retention, leases, rules = retention_of(settings, root, files, closures, generations, pins, serving)
     collector = Collector(
@@ -101,7 +106,7 @@ def assemble(
     )
     schedule = Schedule(settings.gc.interval, settings.gc.min_free, prune)
     collecting = Collecting(root, collector, usage, metrics, history, schedule, inbox.put)
-    repair = Repair(root, board, work, closures, generations, history, forget, inbox.put)
+    repair = Repair(root, board, work, closures, generations, history, forget, writer.check, inbox.put)
     orders = Orders(
         board,
         work,

@@ -66,7 +66,7 @@ class Closures:
         The folder appears by one rename, whole; a hand or an upgrade may have taken something away since.
         """
         closure = self._root.closure(name)
-        return (closure / "metadata.json").is_file() and (closure / ".venv/bin/python").exists()
+        return _there(closure / "metadata.json") and _there(closure / ".venv/bin/python")
 
     def usable(self, name: str) -> bool:
         """Whether a closure of this name can be published: present, and not found damaged."""
@@ -80,7 +80,10 @@ class Closures:
     def damaged(self) -> set[str]:
         """The names of closures that were found damaged, also of those that are gone by now."""
         if self._damaged is None:
-            self._damaged = {mark.removesuffix(".json") for mark in _listed(self._marks)}
+            found = {mark.removesuffix(".json") for mark in _listed(self._marks)}
+            # A mount that is away looks like a folder that was never made: that is not remembered.
+            self._root.require_marker()
+            self._damaged = found
         return self._damaged
 
     def mark_damaged(self, name: str, findings: list[str]) -> None:
@@ -200,6 +203,15 @@ class Closures:
         if digest not in damaged:
             return digest
         return next(name for n in itertools.count(2) if (name := f"{digest}-{n}") not in damaged)
+
+
+def _there(path: Path) -> bool:
+    """Whether a path leads to something. Raises `OSError` for what is no proof of the opposite (EIO, ESTALE)."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _listed(folder: Path) -> list[str]:

@@ -6,6 +6,7 @@ came into use meanwhile, under the lock that every step of this daemon claims wi
 
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from envfabric.store.retention import Retention, Rules, Served
 from envfabric.store.root import Root
 from envfabric.telemetry import logs
 
+_CLOSURE = re.compile(r"[0-9a-f]{16,}(-[0-9]+)?")
 _GOING = "gone-"
 """How the name of what is being deleted begins."""
 LEFTOVER_AGE = 3600.0
@@ -78,7 +80,7 @@ class Collector:
         """
         done = Collected() if done is None else done
         self._check()
-        self._bring_back(done)
+        self.bring_back(done)
         plan = self._retention.plan()
         done.leases = plan.leases
         if hurry:
@@ -96,12 +98,13 @@ class Collector:
         if plan.remove:
             # The first look may be long ago by now.
             runs = self._retention.running().closures
+            noted = self._retention.closures_left.known().intersection(plan.remove)
             for name in plan.remove:
                 if name in held:
                     done.kept[name] = ("a generation that a step of this daemon has claimed",)
                 elif name in runs:
                     done.kept[name] = ("a process of this host runs from it",)
-                elif self._remove(name, plan.now):
+                elif self._remove(name, plan.now, noted=name in noted):
                     done.removed.append(name)
                 else:
                     done.kept[name] = ("it came into use a moment ago",)
@@ -117,6 +120,8 @@ class Collector:
             serving = self._serving() or {}
             if any(one.generation == number for one in serving.get(spec_id, ())):
                 return False
+            if self._retention.pinned(spec_id) == number:
+                return False
             self._generations.drop(spec_id, number)
             return True
 
@@ -126,32 +131,37 @@ class Collector:
         self._log.info("generation dropped", spec=spec_id, generation=number)
         return True
 
-    def _remove(self, name: str, now: float) -> bool:
+    def _remove(self, name: str, now: float, *, noted: bool) -> bool:
         self._check()
         path = self._root.closure(name)
         trashed = self._root.trash / f"{name}.{uuid.uuid4().hex}"
+        # Looked at outside of the lock: leases may lie on a mount that hangs, and every step claims.
+        if self._leases.on(name, now):
+            return False
 
         def action() -> bool:
             serving = self._serving() or {}
             if any(one.name == name for served in serving.values() for one in served):
                 return False
-            if self._leases.on(name, now):
+            if noted and name not in self._retention.closures_left.known():
+                # Served again since the plan, and left once more: its grace period has only begun.
                 return False
             self._files.rename(path, trashed)
-            # A holder writes its lease first and looks for the closure then, we rename first and look for
-            # leases then: one of the two sees the other.
-            try:
-                leased = bool(self._leases.on(name, now))
-            except BaseException:
-                # Who uses it can't be told: it counts as in use.
-                self._files.rename(trashed, path)
-                raise
-            if leased:
-                self._files.rename(trashed, path)
-            return not leased
+            return True
 
         # Under the lock of the claims: a step of this daemon that needs it comes before or after.
         if not self._claims.unless_claimed(digest_of(name), action):
+            return False
+        # A holder writes its lease first and looks for the closure then, we rename first and look for leases
+        # then: one of the two sees the other.
+        try:
+            leased = bool(self._leases.on(name, now))
+        except BaseException:
+            # Who uses it can't be told: it counts as in use.
+            self._put_back(trashed, path)
+            raise
+        if leased:
+            self._put_back(trashed, path)
             return False
         self._log.info("closure removed", digest=name)
         # Killed before this: the next plan forgets what is not in the store.
@@ -159,12 +169,20 @@ class Collector:
         self._leases.clean(name, now)
         return True
 
-    def _bring_back(self, done: Collected) -> None:
+    def _put_back(self, trashed: Path, path: Path) -> None:
+        # Where it was built again meanwhile, its holders have the new one by the same name.
+        if not os.path.lexists(path):
+            self._files.rename(trashed, path)
+
+    def bring_back(self, done: Collected) -> None:
         """Closures in trash/ that somebody leased while they went there, and whose collector was killed."""
         names = set(self._leases.names())
         for path in _entries(self._root.trash):
             name = path.name.partition(".")[0]
-            if name not in names or os.path.lexists(self._root.closure(name)):
+            # Anybody may make a lease folder of any name: only what is a sealed closure comes back.
+            if name not in names or not _CLOSURE.fullmatch(name) or not (path / "manifest").is_file():
+                continue
+            if os.path.lexists(self._root.closure(name)):
                 continue
             if self._leases.on(name, self._files.server_time(self._root.staging)):
                 self._check()

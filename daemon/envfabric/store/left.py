@@ -29,6 +29,8 @@ class Left:
             with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
                 # A folder that somebody left there could not be forgotten.
                 names = [one.name for one in entries if one.is_file(follow_symlinks=False)]
+            # A mount that is away looks like a folder that was never made: that is not remembered.
+            self._root.require_marker()
             self._known = {name.replace("%", "/") for name in names if not name.startswith(".")}
         return self._known
 
@@ -47,7 +49,8 @@ class Left:
         if found is None:
             self._root.require_marker()
             self._files.make_folder(self._folder, self._root.state)
-            self._files.write_new(self._path(name), b"", durable=True)
+            with contextlib.suppress(FileExistsError):
+                self._files.write_new(self._path(name), b"", durable=True)
             self.known().add(name)
             found = self._path(name).stat().st_mtime
         return found

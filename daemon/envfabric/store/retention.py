@@ -141,6 +141,8 @@ class Retention:
                 self.closures_left.forget(name)
             for spec_id in self.specs_left.known().difference(specs):
                 self.specs_left.forget(spec_id)
+        # What vanished with a mount in the middle of this was read as not there.
+        self._root.require_marker()
         return plan
 
     def running(self) -> Running:
@@ -231,6 +233,11 @@ class Retention:
             # What can't be noted on a full disk is new; what was noted before, and trash/, go all the same.
             return None
 
+    def pinned(self, spec_id: str) -> int | None:
+        """The generation that a pin holds a spec at. Raises `OSError`."""
+        pin = self._pins.read(spec_id)
+        return pin.generation if pin else None
+
     def _young(self, spec_id: str, number: int, now: float) -> bool:
         try:
             made = self._generations.folder(spec_id, number).stat().st_mtime
@@ -240,9 +247,10 @@ class Retention:
 
     def _name(self, spec_id: str, number: int) -> str | None:
         key = (spec_id, number)
-        if key not in self._names:
-            self._names[key] = self._generations.name_of(spec_id, number)
-        return self._names[key]
+        if (name := self._names.get(key)) is None:
+            # Only what was read is remembered: while a mount is away every link looks missing.
+            name = self._names[key] = self._generations.name_of(spec_id, number)
+        return name
 
     def _clock(self, *, dry: bool) -> float:
         try:
