@@ -11,6 +11,8 @@ from support.simple_index import SimpleIndex
 from support.spec_repo import SpecRepo
 
 
+# First of all: xdist reads the groups in its own hook.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The long ones first; what needs root is not for an ordinary user: deselected, and counted as such."""
     # One worker makes the demo, for all tests of it; begun last, it would be waited for alone.
