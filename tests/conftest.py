@@ -5,21 +5,30 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from support.fabric import Fabric
 from support.simple_index import SimpleIndex
 from support.spec_repo import SpecRepo
 
+_OF_THE_DEMO = ("tests/examples/test_demo.py", "tests/examples/test_ray.py")
 
-# First of all: xdist reads the groups in its own hook.
-@pytest.hookimpl(tryfirst=True)
+
+class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """One worker has all tests of the demo, begun first: what it builds is large, and it is made once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "demo" if nodeid.startswith(_OF_THE_DEMO) else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """How tests are handed to the workers."""
+    return _Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The long ones first; what needs root is not for an ordinary user: deselected, and counted as such."""
-    # One worker makes the demo, for all tests of it; begun last, it would be waited for alone.
-    for item in items:
-        if "demo" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("demo"))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    """What needs root is not for an ordinary user: deselected, and counted as such."""
     if os.geteuid() == 0:
         return
     needing = [item for item in items if item.get_closest_marker("root")]
