@@ -44,7 +44,9 @@ def test_closure_removed_under_a_running_daemon(fabric: Fabric) -> None:
     with fabric.daemon() as daemon:
         before = daemon.wait_for_index(first)
         # The gauges follow the index by a moment.
-        physical = wait_for(lambda: daemon.metric("envfabric_store_physical_bytes"), message="nothing counted")
+        physical = wait_for(
+            lambda: daemon.metric("envfabric_store_physical_bytes"), message="nothing counted"
+        )
         remove(fabric.root / "store" / before["environments"]["wf/a"]["serving"])
         fabric.repo.spec("wf/b", ["alpha"])
         index = daemon.wait_for_index(fabric.repo.commit())
