@@ -261,7 +261,7 @@ def play(
 
     Before that each of the `operations`, by default of all, is watched `profiles` times, to learn the steps that
     there are.
-    At the end rounds are added, a fifth at most, while there is a kind of step without a hit. Raises `Failed`.
+    At the end rounds are added, as many again at most, while there is a kind of step without a hit. Raises `Failed`.
     """
     began = time.monotonic()
     chance = random.Random(seed)
@@ -279,7 +279,7 @@ def play(
         try:
             one.begin(operations, profiles)
             tell(f"{len(result.drawing.seen)} kinds of steps in {time.monotonic() - began:.0f} s")
-            most = rounds + (rounds // 5 if rounds >= FULL else 0)
+            most = rounds + (rounds if rounds >= FULL else 0)
             while True:
                 spent = (time.monotonic() - began) / 60
                 enough = result.rounds >= rounds if minutes is None else spent >= minutes
