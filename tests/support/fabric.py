@@ -137,16 +137,18 @@ class Fabric:
         )
         daemon = RunningDaemon(self, process)
         try:
-            daemon.url = wait_for(daemon.find_url, message="the daemon did not say where it serves")
+            daemon.url = wait_for(
+                daemon.find_url, timeout=90, message="the daemon did not say where it serves"
+            )
             yield daemon
         finally:
             if process.poll() is None:
                 process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=30)
+                process.wait(timeout=60)
             process.kill()
             process.wait()
-            daemon.reader.join(timeout=10)
+            daemon.reader.join(timeout=30)
         assert daemon.killed or process.returncode == 0, "".join(daemon.lines[-20:])
 
 
@@ -203,11 +205,11 @@ class RunningDaemon:
         """Waits until a sample has a value: gauges follow the index by a moment."""
         wait_for(
             lambda: self.metric(name, **labels) == value,
-            timeout=10,
+            timeout=60,
             message=f"{name} {labels} is not {value}",
         )
 
-    def wait_for_index(self, commit: str, *, timeout: float = 60) -> dict[str, Any]:
+    def wait_for_index(self, commit: str, *, timeout: float = 120) -> dict[str, Any]:
         """The index once it is complete for this commit."""
 
         def complete() -> dict[str, Any] | None:

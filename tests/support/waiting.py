@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_for(what: Callable[[], T | None], *, timeout: float = 30, message: str) -> T:
+def wait_for(what: Callable[[], T | None], *, timeout: float = 60, message: str) -> T:
     """Ask `what` every 10 ms until its answer is truthy, and return that answer."""
     deadline = time.monotonic() + timeout
     while True:
