@@ -137,7 +137,8 @@ class Daemon:
 
         Raises `Busy` where another process holds ROOT, `ConfigError`, `SourceError`, `StoreError`, `OSError`.
         """
-        with self._signals(), Writer(self.root, self._files).acquire() as writer:
+        # The lock first: while another holds it Ctrl-C ends the command, as anywhere.
+        with Writer(self.root, self._files).acquire() as writer, self._signals():
             before()
             with self._turn(writer, once=True) as reconciler:
                 return reconciler.carry_out(Request("", command, arguments, who()), on_round)
