@@ -57,7 +57,8 @@ class Keeping:
         return str(self.fabric.entry(spec_id)["serving"])
 
     def stored(self) -> set[str]:
-        return set(os.listdir(self.root / "store"))
+        """The closures; a daemon that starts has names of its own beside them while it probes."""
+        return {name for name in os.listdir(self.root / "store") if not name.startswith(".")}
 
     def told(self, *arguments: str, expect: int = 0) -> dict[str, Any]:
         """What a command says as JSON."""

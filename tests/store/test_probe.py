@@ -64,8 +64,8 @@ class FewLinks(Files):
         self.most = most
         self.code = code
 
-    def link(self, source: Path, target: Path) -> None:
-        if source.stat().st_nlink >= self.most:
+    def link(self, source: str | Path, target: str | Path) -> None:
+        if os.stat(source).st_nlink >= self.most:
             raise OSError(self.code, os.strerror(self.code), str(source))
         super().link(source, target)
 

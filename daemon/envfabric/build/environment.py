@@ -16,10 +16,11 @@ from packaging.utils import canonicalize_name
 
 from envfabric.build.cache import CacheInUse, forget
 from envfabric.build.closure import Closure
+from envfabric.build.compiling import Compiling
 from envfabric.build.hashing import with_hashes
 from envfabric.build.lockfile import read_lock
 from envfabric.build.recipe import Recipe, recipe_from, recipe_of
-from envfabric.build.records import Mismatch, mismatches, strays
+from envfabric.build.records import Mismatch, mismatches, owners, strays
 from envfabric.build.resolve import sync_arguments
 from envfabric.build.unpacking import Unpacking
 from envfabric.build.uv import Uv, failure
@@ -61,7 +62,7 @@ class Built:
     link_fallbacks: int
     """Files of packages that were copied instead."""
     phases: dict[str, float]
-    """Seconds by phase: sync, seal, validate, total."""
+    """Seconds by phase: sync, validate, bytecode, seal, total."""
 
 
 class _Damaged(Exception):
@@ -105,8 +106,10 @@ class _Job:
 class Builder:
     """Builds closures on one ROOT. Safe for threads."""
 
-    def __init__(self, closures: Closures, files: Files, uv: Uv) -> None:
+    def __init__(self, closures: Closures, files: Files, uv: Uv, compiling: Compiling | None = None) -> None:
+        """Without `compiling`, environments get no bytecode."""
         self._closures = closures
+        self._compiling = compiling
         self._files = files
         self._uv = uv
         self._uv_version = uv.version()
@@ -160,6 +163,8 @@ class Builder:
         """Ends the processes of running builds, and lets none start any more."""
         self._uv.stop()
         self._unpacking.stop()
+        if self._compiling is not None:
+            self._compiling.stop()
 
     def _round(self, job: _Job) -> tuple[str, dict[int, int], Inventory]:
         closure = job.recipe.closure
@@ -171,6 +176,9 @@ class Builder:
             with job.phase("validate"):
                 check_set(closure, staging.venv)
                 check_depth(staging.venv)
+            if self._compiling is not None:
+                with job.phase("bytecode"):
+                    self._add_bytecode(self._compiling, job, staging)
             with job.phase("seal"):
                 inventory = self._closures.seal(staging)
                 # Only here all names are known without another walk; what is sealed is not changed any more.
@@ -261,6 +269,14 @@ class Builder:
                 finished.stderr,
             )
         raise failure(doing, finished, Reason.BUILD_FAILED)
+
+    def _add_bytecode(self, compiling: Compiling, job: _Job, staging: Staging) -> None:
+        done = compiling.compile(job.recipe.closure.interpreter, staging)
+        job.log += f"# bytecode: {done.linked} linked, {done.compiled} compiled, {done.bad} do not compile\n"
+        if done.unfinished:
+            job.log += f"# without bytecode, they end the compiler: {', '.join(done.unfinished[:_TOLD])}\n"
+        if done.changed and (names := set(owners(staging.closure, done.changed).values())):
+            raise _Damaged(names)
 
     def _check_records(self, job: _Job, staging: Staging, inventory: Inventory) -> list[Mismatch]:
         """The lines of RECORDs that are wrong although the files are those of the wheel.

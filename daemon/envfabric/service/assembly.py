@@ -4,6 +4,7 @@ import queue
 from collections.abc import Callable, Iterable
 
 from envfabric.build import cache
+from envfabric.build.compiling import Compiling
 from envfabric.build.environment import Builder
 from envfabric.build.interpreters import Interpreters
 from envfabric.build.resolve import Resolver
@@ -19,6 +20,7 @@ from envfabric.loop.work import Work
 from envfabric.service.settings import Settings
 from envfabric.specs.policy import Policy
 from envfabric.specs.repository import Repository
+from envfabric.store.bytecode import Bytecode
 from envfabric.store.claims import Claims
 from envfabric.store.closures import Closures
 from envfabric.store.collect import Collector
@@ -56,7 +58,8 @@ def assemble(
     usage, history = Usage(root, files), History(root, files)
     publisher = Publisher(root, files, writer, generations)
     board = Board(root, files, metrics, lambda: publisher.want(outcome=True))
-    builder = Builder(closures, files, uv)
+    compiling = Compiling(Bytecode(root, files, closures.hashes.of), files, uv)
+    builder = Builder(closures, files, uv, compiling if settings.bytecode else None)
     realiser = Realiser(
         root,
         Policy(tuple(settings.policy.indexes), settings.ray.required),
@@ -98,6 +101,8 @@ def assemble(
 
     def forget(names: Iterable[str]) -> None:
         cache.forget(uv, root, names)
+        # A compiled file may be what is damaged: the rebuilt closure must not get it again.
+        compiling.distrust()
         builder.forgotten()
 
     retention, leases, rules = retention_of(settings, root, files, closures, generations, pins, serving)

@@ -93,6 +93,8 @@ class Settings(BaseSettings):
     """Seconds between two looks at the repository that no notification asked for."""
     builders: Annotated[int, Field(ge=1, le=256)] = max(2, os.cpu_count() or 2)
     """Closures that are built at a time."""
+    bytecode: bool = True
+    """Whether environments get compiled bytecode, each source compiled once for all of them."""
     build_timeout: Annotated[float, Field(gt=0)] = 1800.0
     """Seconds after which a uv process is ended."""
     index: str | None = None

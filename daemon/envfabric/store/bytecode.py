@@ -168,7 +168,7 @@ class Bytecode:
         while True:
             entry = self._path(wanted.key, number)
             try:
-                self._files.link(Path(entry), Path(wanted.target))
+                self._files.link(entry, wanted.target)
             except FileNotFoundError:
                 if not number:
                     return False
@@ -232,7 +232,7 @@ class Bytecode:
         cache = f"{folder.path}/__pycache__"
         if not folder.cached:
             # Sealing makes it readable for all, whatever the umask.
-            self._files.make_folder(Path(cache))
+            self._files.make_new_folder(cache)
         for name in folder.names:
             source = f"{folder.path}/{name}"
             status = os.lstat(source)

@@ -57,7 +57,8 @@ class Closures:
     def __init__(self, root: Root, files: Files) -> None:
         self._root = root
         self._files = files
-        self._hashes = Hashes()
+        self.hashes = Hashes()
+        """What sealing knows of files' content: who else needs it reads none of them twice."""
         self._damaged: set[str] | None = None
 
     def present(self, name: str) -> bool:
@@ -124,7 +125,7 @@ class Closures:
         """Takes write permission from the environment in staging, and lists and hashes every path of it."""
         # Before the count: some file systems know a file's blocks only once it is written out.
         self._files.flush(staging.descriptor, staging.closure)
-        return seal_and_list(staging.closure, self._hashes)
+        return seal_and_list(staging.closure, self.hashes)
 
     def describe(self, staging: Staging, inventory: Inventory, metadata: dict[str, Any], log: str) -> None:
         """Writes build.log, metadata.json and the manifest beside a sealed environment, and flushes all."""

@@ -123,18 +123,28 @@ class Files:
         finally:
             os.close(descriptor)
 
-    def link(self, source: Path, target: Path) -> None:
+    def make_new_folder(self, path: str | Path) -> None:
+        """Makes a folder in a place that nobody looks at yet, in one step; raises `FileExistsError`."""
+        self._take("mkdir", path)
+        os.mkdir(path)
+
+    def link(self, source: str | Path, target: str | Path) -> None:
         """Hardlinks `source` at `target`; raises `FileExistsError` where that name is another file's."""
-        self._step("link", target)
+        self._take("link", target)
         try:
             os.link(source, target)
         except FileExistsError:
             # NFS: the answer to the first try was lost, and the second one found its own work. A symlink in
             # its place is another's, wherever it leads.
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(source.lstat(), target.lstat()):
+                if os.path.samestat(os.lstat(source), os.lstat(target)):
                     return
             raise
+
+    def _take(self, operation: str, path: str | Path) -> None:
+        # A path as a string is one of thousands: no object for each.
+        if self._step is not _no_fault:
+            self._step(operation, Path(path))
 
     def rename(self, source: Path, target: Path) -> None:
         """Renames within ROOT and makes the new name durable."""
