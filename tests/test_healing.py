@@ -22,19 +22,21 @@ def remove(path: Path) -> None:
 
 
 def test_half_removed_closure_is_made_anew(fabric: Fabric) -> None:
-    """An interrupted rm -rf leaves no closure: the next start moves it away and builds it again."""
+    """An interrupted rm -rf leaves a damaged closure, which somebody may lease: the next start builds it beside."""
     fabric.repo.spec("wf/a", ["alpha"])
     fabric.repo.commit()
     before = fabric.run_once()
-    closure = fabric.root / "store" / before["environments"]["wf/a"]["serving"]
+    name = before["environments"]["wf/a"]["serving"]
+    closure = fabric.root / "store" / name
     remove(closure / ".venv")
     (closure / "metadata.json").unlink()
     fabric.repo.spec("wf/b", ["alpha"])
     fabric.repo.commit()
     index = fabric.run_once()
-    assert index["python"]["wf/a"] == index["python"]["wf/b"] == before["python"]["wf/a"]
+    assert {one["serving"] for one in index["environments"].values()} == {f"{name}-2"}
     fabric.python("wf/a", "import alpha")
-    assert len(list((fabric.root / "trash").iterdir())) == 1
+    assert {path.name for path in closure.iterdir()} == {"build.log", "manifest"}
+    assert list((fabric.root / "trash").iterdir()) == []
 
 
 def test_closure_removed_under_a_running_daemon(fabric: Fabric) -> None:

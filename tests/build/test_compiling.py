@@ -20,8 +20,8 @@ from envfabric.core.errors import Reason, SpecError
 from envfabric.store.bytecode import Bytecode
 from envfabric.store.closures import Closures, Staging
 from envfabric.store.files import Files
-from envfabric.store.manifest import Hashes
 from envfabric.store.root import Root
+from envfabric.store.sealing import Hashes, take_inventory
 from support.waiting import wait_for
 
 SITE = "lib/python3.11/site-packages"
@@ -57,7 +57,7 @@ def counted(root: Root) -> Counted:
 @pytest.fixture
 def giving(root: Root, files: Files, counted: Counted) -> Compiling:
     """What is under test, with two workers."""
-    return Compiling(Bytecode(root, files, Hashes().of), files, counted, workers=2)
+    return Compiling(Bytecode(root, files), files, counted, workers=2)
 
 
 @pytest.fixture
@@ -74,6 +74,11 @@ def fill(staging: Staging, contents: Mapping[str, str | bytes]) -> Path:
         (site / name).parent.mkdir(parents=True, exist_ok=True)
         (site / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     return site
+
+
+def give(giving: Compiling, python: Interpreter, staging: Staging, hashes: Hashes | None = None) -> Compiled:
+    """Gives the environment in staging its bytecode, as a build does."""
+    return giving.compile(python, staging, take_inventory(staging.closure, hashes or Hashes()))
 
 
 def compiled(site: Path) -> list[Path]:
@@ -98,7 +103,7 @@ def test_import_takes_it_without_a_look_at_the_source(
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")
     text = "def where():\n    return where.__code__.co_filename\nVALUE = 'compiled'\n"
     site = fill(staging, {"mod.py": text, "pack/__init__.py": "", "pack/inner.py": text})
-    assert giving.compile(python, staging) == Compiled(1, 2, 0, (), ())
+    assert give(giving, python, staging) == Compiled(1, 2, 0, (), ())
     for source in (site / "mod.py", site / "pack/inner.py"):
         source.write_text("VALUE = 'source'\nraise RuntimeError\n")
     for module, path in (("mod", "mod.py"), ("pack.inner", "pack/inner.py")):
@@ -116,15 +121,15 @@ def test_second_environment_starts_no_compiler(
     contents = {f"m{number}.py": f"N = {number}\n" for number in range(50)}
     with closures.staging() as first:
         fill(first, contents)
-        assert giving.compile(python, first).compiled == 50
+        assert give(giving, python, first).compiled == 50
     before = len(counted.commands)
     with closures.staging() as second:
         fill(second, contents)
-        assert giving.compile(python, second) == Compiled(50, 0, 0, (), ())
+        assert give(giving, python, second) == Compiled(50, 0, 0, (), ())
     assert len(counted.commands) == before
     with closures.staging() as third:
         site = fill(third, {**contents, "new.py": "N = -1\n"})
-        assert giving.compile(python, third) == Compiled(50, 1, 0, (), ())
+        assert give(giving, python, third) == Compiled(50, 1, 0, (), ())
         assert len(compiled(site)) == 51
     assert counted.compilers == 2
 
@@ -132,7 +137,7 @@ def test_second_environment_starts_no_compiler(
 def test_equal_sources_are_compiled_once(giving: Compiling, staging: Staging, python: Interpreter) -> None:
     """Three hundred empty files are one job and one inode."""
     site = fill(staging, {f"p{number}/__init__.py": "" for number in range(300)})
-    assert giving.compile(python, staging) == Compiled(299, 1, 0, (), ())
+    assert give(giving, python, staging) == Compiled(299, 1, 0, (), ())
     assert len(compiled(site)) == 300
     assert len({path.stat().st_ino for path in compiled(site)}) == 1
 
@@ -149,7 +154,7 @@ def test_source_that_does_not_compile_is_no_error(
     for _ in range(2):
         with closures.staging() as staging:
             site = fill(staging, {"bad.py": bad, "also/bad.py": bad, "good.py": "G = 1\n"})
-            done = giving.compile(python, staging)
+            done = give(giving, python, staging)
             assert (done.bad, done.linked + done.compiled) == (2, 1)
             assert [path.name for path in compiled(site)] == [f"good.{_tag()}.pyc"]
     assert counted.compilers == 1
@@ -161,7 +166,7 @@ def test_source_beyond_the_compilers_means_is_no_error(
     """Nesting that no compiler follows leaves one source without bytecode, or with it; the others have theirs."""
     deep = {"deep.py": "-" * 200_000 + "1\n", "sum.py": "+".join(["x"] * 50_000) + "\n"}
     site = fill(staging, {**deep, **{f"m{number}.py": f"N = {number}\n" for number in range(40)}})
-    giving.compile(python, staging)
+    give(giving, python, staging)
     assert len([path for path in compiled(site) if path.name.startswith("m")]) == 40
 
 
@@ -191,7 +196,7 @@ def test_source_that_ends_the_compiler_costs_only_itself(
         staging,
         {**{f"{one}.py": f"{one} = 1\n" for one in names}, **{f"m{n}.py": f"N = {n}\n" for n in range(60)}},
     )
-    done = giving.compile(python, staging)
+    done = give(giving, python, staging)
     assert sorted(done.unfinished) == [f"{SITE}/{one}.py" for one in names]
     assert done.compiled == len(compiled(site)) == 60
 
@@ -201,14 +206,14 @@ def test_changed_source_poisons_nothing(
 ) -> None:
     """A source with other content than was hashed is refused and told; no key gets another source's code."""
     hashes = Hashes()
-    giving = Compiling(Bytecode(root, files, hashes.of), files, counted)
+    giving = Compiling(Bytecode(root, files), files, counted)
     site = fill(staging, {"x.py": "X = 1\n", "y.py": "Y = 1\n"})
     source = site / "x.py"
     status = source.stat()
     hashes.of(str(source), status)
     source.write_text("X = 2\n")
     os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
-    done = giving.compile(python, staging)
+    done = give(giving, python, staging, hashes)
     assert (done.changed, done.compiled) == ((f"{SITE}/x.py",), 1)
     assert [path.name for path in compiled(site)] == [f"y.{_tag()}.pyc"]
     assert len([path for path in root.bytecode.rglob("*") if path.is_file()]) == 1
@@ -234,7 +239,7 @@ def test_nothing_of_a_package_is_run(
     )
     for name in ("hashlib.py", "struct.py"):
         (staging.folder / name).write_text(evil)
-    giving.compile(python, staging)
+    give(giving, python, staging)
     assert len(compiled(site)) == 6
     assert not mark.exists()
     # The base interpreter, isolated and without site: what a user or an administrator added takes no part either.
@@ -252,7 +257,7 @@ def test_daemons_variables_do_not_reach_the_compiler(
     for name in ("UV_INDEX_ONE_PASSWORD", "PYTHONSTARTUP", "PYTHONOPTIMIZE"):
         monkeypatch.setenv(name, "2")
     fill(staging, {"x.py": "X = 1\n"})
-    giving.compile(python, staging)
+    give(giving, python, staging)
     assert {name for one in counted.environments for name in one} == {"LC_ALL", "PATH"}
 
 
@@ -267,7 +272,7 @@ def test_two_builds_at_once_compile_once(
         with closures.staging() as staging:
             site = fill(staging, contents)
             together.wait(30)
-            done = giving.compile(python, staging)
+            done = give(giving, python, staging)
             inodes = {path.stat().st_ino for path in compiled(site)}
             # An inode that is gone may be given again.
             together.wait(60)
@@ -287,10 +292,10 @@ def test_read_error_is_told(root: Root, counted: Counted, staging: Staging, pyth
         if operation == "write" and path.name.startswith("compile."):
             (site / "x.py").unlink()
 
-    giving = Compiling(Bytecode(root, Files(step), Hashes().of), Files(step), counted)
+    giving = Compiling(Bytecode(root, Files(step)), Files(step), counted)
     site = fill(staging, {"x.py": "X = 1\n"})
     with pytest.raises(FileNotFoundError):
-        giving.compile(python, staging)
+        give(giving, python, staging)
 
 
 def test_endless_compiler_is_ended(
@@ -309,10 +314,10 @@ def test_endless_compiler_is_ended(
         f"    open({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\n    import time; time.sleep(300)\n",
     )
     slow = Counted(root, timeout=5)
-    giving = Compiling(Bytecode(root, files, Hashes().of), files, slow, workers=2)
+    giving = Compiling(Bytecode(root, files), files, slow, workers=2)
     fill(staging, {f"m{number}.py": f"N = {number}\n" for number in range(40)})
     with pytest.raises(SpecError) as caught:
-        giving.compile(python, staging)
+        give(giving, python, staging)
     assert caught.value.reason == Reason.TIMEOUT
     wait_for(lambda: not any(map(_lives, pids.read_text().split())), message="a worker outlived its build")
 
@@ -332,7 +337,7 @@ def test_stopping_ends_it(
     )
     fill(staging, {"x.py": "X = 1\n"})
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(giving.compile, python, staging)
+        future = pool.submit(give, giving, python, staging)
         wait_for(began.exists, message="no compiler began")
         counted.stop()
         giving.stop()
@@ -349,14 +354,14 @@ def test_interpreter_that_fails_is_told(
     monkeypatch.setattr(compiling, "_COMPILER", script)
     fill(staging, {"x.py": "X = 1\n"})
     with pytest.raises(SpecError, match="no such thing"):
-        giving.compile(python, staging)
+        give(giving, python, staging)
 
 
 def test_odd_names_are_compiled(giving: Compiling, staging: Staging, python: Interpreter) -> None:
     """Names with spaces, line ends, dots and bytes that are no UTF-8 are as good as any."""
     names: list[Any] = ["a b.py", "new\nline.py", "a.b.py", os.fsdecode(b"\xff\xfe.py"), "naïve-名.py"]
     site = fill(staging, dict.fromkeys(names, "X = 1\n"))
-    giving.compile(python, staging)
+    give(giving, python, staging)
     assert {path.name for path in compiled(site)} == {f"{name[:-3]}.{_tag()}.pyc" for name in names}
 
 

@@ -1,6 +1,7 @@
 """From a spec to its closure with real uv: shared where the outcome is, kept stable, checked where committed."""
 
 import json
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,6 +122,31 @@ def test_shared_outcome_grows_old(
     index.add_wheel("gamma", "3.0")
     assert versions(get(young, make_spec("two", ["gamma"]), python)) == {"gamma": "2.0"}
     assert versions(get(old, make_spec("two", ["gamma"]), python)) == {"gamma": "3.0"}
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_record_says_when_it_was_last_of_use(
+    resolver: Resolver, make_spec: Any, python: Interpreter, root: Root, committed: bool
+) -> None:
+    """Its mtime, for the collector: set by a use, not more than once a day, and by no other look."""
+    spec = make_spec("one", ["gamma"], local=True)
+    if committed:
+        lock = get(resolver, spec, python).lock
+        for path in (root.state / "resolutions").iterdir():
+            path.unlink()
+        spec = make_spec("one", ["gamma"], local=True, files={"uv.lock": lock})
+    get(resolver, spec, python)
+    (record,) = (root.state / "resolutions").iterdir()
+    content, written = record.read_bytes(), record.stat().st_mtime
+    for hours, touched in ((23, False), (25, True)):
+        then = written - hours * 3600
+        os.utime(record, (then, then))
+        # A spec that is named like something in it can't use it.
+        assert resolver.known(make_spec("gamma", ["gamma"]), record.stem) is None
+        assert record.stat().st_mtime == then
+        assert resolver.known(spec, resolver.key(spec, python, None)) is not None
+        assert (record.stat().st_mtime > then) is touched
+    assert record.read_bytes() == content
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b'{"at": "x"}', b"[1]"])

@@ -70,7 +70,9 @@ def test_a_flipped_byte_in_any_file_is_found(own_keeping: Keeping) -> None:
         path for path in top.rglob("*") if path.is_file() and not path.is_symlink() and path.stat().st_size
     ]
     assert len(files) > 12
-    for path in files:
+    # Compiled files of equal sources are one inode: flipped twice, it would be whole again.
+    each = list({path.stat().st_ino: path for path in files}.values())
+    for path in each:
         flip(path)
     told = keeping.told("verify", expect=1)
     if (top / "manifest") in files:
@@ -81,7 +83,7 @@ def test_a_flipped_byte_in_any_file_is_found(own_keeping: Keeping) -> None:
     assert {one["path"] for one in told["damaged"][closure]} == {
         str(path.relative_to(top)) for path in files if path != top / "manifest"
     }
-    for path in files:
+    for path in each:
         if path != top / "manifest":
             flip(path)
     whole(keeping)

@@ -15,7 +15,7 @@ from envfabric.store.files import Files
 from envfabric.store.generations import Content, Generation, Generations
 from envfabric.store.leases import Leases
 from envfabric.store.pins import Pins
-from envfabric.store.retention import Plan, Retention, Rules, Served, Serving
+from envfabric.store.retention import Holdings, Plan, Retention, Rules, Served, Serving
 from envfabric.store.root import Root
 from store.small_venv import build
 
@@ -69,34 +69,23 @@ class World:
 
     def retention(self, files: Files | None = None, **rules: Any) -> Retention:
         files = files or Files()
-        return Retention(
-            self.root,
-            files,
-            Closures(self.root, files),
-            Generations(self.root, files),
-            Pins(self.root, files),
-            Leases(self.root, files),
-            replace(self.rules, **rules),
-            self.serving,
+        holdings = Holdings(
+            root=self.root,
+            files=files,
+            closures=Closures(self.root, files),
+            generations=Generations(self.root, files),
+            pins=Pins(self.root, files),
+            leases=Leases(self.root, files),
+            rules=replace(self.rules, **rules),
+            serving=self.serving,
         )
+        return Retention(holdings)
 
     def plan(self, *, dry: bool = False, **rules: Any) -> Plan:
         return self.retention(**rules).plan(dry=dry)
 
     def collector(self, files: Files | None = None, **rules: Any) -> Collector:
-        files = files or Files()
-        return Collector(
-            self.root,
-            files,
-            Closures(self.root, files),
-            Generations(self.root, files),
-            Leases(self.root, files),
-            self.claims,
-            self.retention(files, **rules),
-            replace(self.rules, **rules),
-            lambda: self.check(),
-            self.serving,
-        )
+        return Collector(self.retention(files, **rules), self.claims, lambda: self.check())
 
     def collect(self, files: Files | None = None, *, hurry: bool = False, **rules: Any) -> Collected:
         return self.collector(files, **rules).collect(hurry=hurry)

@@ -59,7 +59,7 @@ def build(closures: Closures, root: Root, digest: str, *packages: str) -> dict[i
 
 def publish(closures: Closures, staging: Staging, digest: str) -> dict[int, int]:
     """Seals, describes and publishes what is in staging; gives its bytes by inode."""
-    inventory = closures.seal(staging)
+    inventory = closures.take_inventory(staging)
     closures.describe(staging, inventory, METADATA | {"digest": digest}, f"built {digest}\n")
     _, inodes = closures.publish(staging, digest, inventory)
     return inodes

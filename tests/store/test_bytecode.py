@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from envfabric.store.bytecode import PROOF, Bytecode, Linked, Missing, proof, sources
+from envfabric.store.bytecode import PROOF, Bytecode, Linked, Missing, proof
 from envfabric.store.files import Files
-from envfabric.store.manifest import DEEPEST, Hashes
+from envfabric.store.manifest import DEEPEST
 from envfabric.store.root import Root
+from envfabric.store.sealing import Hashes, Inventory, take_inventory
 from store.faults import each_fault, each_kill
 
 TAG = "cpython-311"
 KIND = "cpython-311-a70d0d0a-30b07f0"
+SITE = ".venv/lib/python3.11/site-packages"
 BODY = b"compiled " * 20
 
 
@@ -33,8 +35,8 @@ class FewLinks(Files):
 
 
 def environment(folder: Path, contents: dict[str, str]) -> Path:
-    """An environment with these sources."""
-    site = folder / "lib/python3.11/site-packages"
+    """A closure's folder whose environment has these sources."""
+    site = folder / SITE
     for name, text in contents.items():
         (site / name).parent.mkdir(parents=True, exist_ok=True)
         (site / name).write_text(text)
@@ -42,27 +44,37 @@ def environment(folder: Path, contents: dict[str, str]) -> Path:
 
 
 def bytecode(root: Root, files: Files | None = None) -> Bytecode:
-    return Bytecode(root, files or Files(), Hashes().of)
+    return Bytecode(root, files or Files())
 
 
-def compile_missing(store: Bytecode, linked: Linked) -> None:
+def link(store: Bytecode, closure: Path, kind: str = KIND) -> tuple[Linked, Inventory]:
+    """Gives an environment what there is; also what is known of its files by then."""
+    inventory = take_inventory(closure, Hashes())
+    return store.link(inventory, TAG, kind), inventory
+
+
+def compile_missing(store: Bytecode, linked: Linked, inventory: Inventory) -> None:
     """What a build does with what is missing: one is compiled, and those alike are linked."""
     done: set[str] = set()
     for one in linked.missing:
         if one.key in done:
-            assert store.link_one(one)
+            assert store.link_one(inventory, one)
             continue
         done.add(one.key)
         target = Path(one.target)
         target.write_bytes(BODY + proof(BODY, one.key))
         target.chmod(0o444)
-        store.adopt(one)
+        store.adopt(inventory, one)
 
 
 def fill(store: Bytecode, venv: Path) -> Linked:
     """Gives an environment all of its bytecode; what was linked before anything was compiled."""
-    linked = store.link(sources(venv), TAG, KIND)
-    compile_missing(store, linked)
+    linked, inventory = link(store, venv)
+    compile_missing(store, linked, inventory)
+    listed = {path.relative_to(venv).as_posix(): path for path in venv.rglob("*") if path.is_file()}
+    assert inventory.digests == {
+        name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in listed.items()
+    }
     return linked
 
 
@@ -80,7 +92,7 @@ def test_equal_sources_share_one_file(root: Root, tmp_path: Path) -> None:
     one = environment(tmp_path / "one", {"a/__init__.py": "", "b/__init__.py": "", "a/x.py": "X = 1\n"})
     two = environment(tmp_path / "two", {"c/other.py": "X = 1\n", "single.py": ""})
     assert len(fill(store, one).missing) == 3
-    linked = store.link(sources(two), TAG, KIND)
+    linked, _ = link(store, two)
     assert (linked.files, linked.missing) == (2, [])
     found = {path.relative_to(tmp_path).as_posix(): path.stat().st_ino for path in compiled(tmp_path)}
     assert {name.rpartition("/")[2] for name in found} == {
@@ -95,7 +107,9 @@ def test_interpreters_share_nothing(root: Root, tmp_path: Path) -> None:
     """What one interpreter compiled is missing for another."""
     store = bytecode(root)
     fill(store, environment(tmp_path / "one", {"x.py": "X = 1\n"}))
-    linked = store.link(sources(environment(tmp_path / "two", {"x.py": "X = 1\n"})), TAG, "cpython-311-other")
+    linked, _ = link(
+        store, environment(tmp_path / "two", {"x.py": "X = 1\n"}), "cpython-311-a70d0d0a-30b08f0"
+    )
     assert len(linked.missing) == 1
 
 
@@ -120,10 +134,10 @@ def test_damaged_file_is_never_linked_again(
     damage(entry)
     two = environment(tmp_path / "two", {"x.py": "X = 1\n"})
     store = bytecode(root)
-    linked = store.link(sources(two), TAG, KIND)
+    linked, inventory = link(store, two)
     assert len(linked.missing) == 1
     assert compiled(two) == entries(root) == []
-    compile_missing(store, linked)
+    compile_missing(store, linked, inventory)
     (made,) = compiled(two)
     assert made.samefile(entry) and made.read_bytes()[:-PROOF] == BODY
 
@@ -161,7 +175,7 @@ def test_one_key_spreads_over_inodes_at_the_link_limit(root: Root, tmp_path: Pat
     # Each has one name in the store and two in the environment.
     assert len(entries(root)) == len({path.stat().st_ino for path in compiled(one)}) == 5
     # A restart goes on with the copies that there are.
-    linked = bytecode(root, files).link(sources(environment(tmp_path / "two", contents)), TAG, KIND)
+    linked, _ = link(bytecode(root, files), environment(tmp_path / "two", contents))
     assert (linked.files, linked.missing, len(entries(root))) == (10, [], 10)
     assert all(path.read_bytes()[:-PROOF] == BODY for path in entries(root))
 
@@ -182,14 +196,48 @@ def test_collected_copies_are_no_error(root: Root, tmp_path: Path) -> None:
     assert len(compiled(two)) == len(compiled(three)) == 6
 
 
-def test_what_a_wheel_brought_stays(root: Root, tmp_path: Path) -> None:
-    """A compiled file that is there already is neither replaced nor taken into the store."""
+def brought(flags: int, mtime: int, size: int, magic: str = "a70d0d0a") -> bytes:
+    """A compiled file as a wheel may have it."""
+    return (
+        bytes.fromhex(magic) + b"".join(one.to_bytes(4, "little") for one in (flags, mtime, size)) + b"code"
+    )
+
+
+@pytest.mark.parametrize("flags", [1, 3])
+def test_what_a_wheel_brought_stays(root: Root, tmp_path: Path, flags: int) -> None:
+    """A compiled file that goes by a hash is neither replaced nor taken into the store."""
     store = bytecode(root)
     fill(store, environment(tmp_path / "one", {"x.py": "X = 1\n"}))
-    two = environment(tmp_path / "two", {"x.py": "X = 1\n", f"__pycache__/x.{TAG}.pyc": "its own"})
-    linked = store.link(sources(two), TAG, KIND)
-    assert (linked.files, linked.missing) == (0, [])
-    assert compiled(two)[0].read_text() == "its own"
+    two = environment(tmp_path / "two", {"x.py": "X = 1\n", f"__pycache__/x.{TAG}.pyc": ""})
+    compiled(two)[0].write_bytes(brought(flags, 0, 0))
+    assert fill(store, two) == Linked()
+    assert compiled(two)[0].read_bytes() == brought(flags, 0, 0)
+
+
+def test_what_a_wheel_brought_and_still_holds_stays(root: Root, tmp_path: Path) -> None:
+    """One that goes by its source's time is left where that is the time."""
+    two = environment(tmp_path / "two", {"x.py": "X = 1\n", f"__pycache__/x.{TAG}.pyc": ""})
+    status = (two / SITE / "x.py").stat()
+    compiled(two)[0].write_bytes(brought(0, int(status.st_mtime), status.st_size))
+    assert fill(bytecode(root), two) == Linked()
+    assert compiled(two)[0].read_bytes().endswith(b"code")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"its own", brought(0, 12345, 6), brought(1, 0, 0, "a80d0d0a")],
+    ids=["empty", "cut", "another time", "another magic number"],
+)
+def test_what_no_interpreter_would_take_is_replaced(root: Root, tmp_path: Path, content: bytes) -> None:
+    """A wheel's compiled file that an import would pass over, and root's import replace, makes room for ours."""
+    for name in ("one", "two"):
+        closure = environment(tmp_path / name, {"x.py": "X = 1\n", f"__pycache__/x.{TAG}.pyc": ""})
+        kept = tmp_path / f"{name}.cached"
+        os.link(compiled(closure)[0], kept)
+        kept.write_bytes(content)
+        fill(bytecode(root), closure)
+        assert compiled(closure)[0].read_bytes()[:-PROOF] == BODY
+        assert kept.read_bytes() == content
 
 
 def test_nothing_is_written_by_way_of_a_wheels_symlinks(root: Root, tmp_path: Path) -> None:
@@ -198,34 +246,35 @@ def test_nothing_is_written_by_way_of_a_wheels_symlinks(root: Root, tmp_path: Pa
     outside.mkdir()
     (outside / "y.py").write_text("Y = 1\n")
     venv = environment(tmp_path / "one", {"a/x.py": "", "b/x.py": "", "b/__pycache__": "", "c/x.txt": ""})
-    site = venv / "lib/python3.11/site-packages"
+    site = venv / SITE
     (site / "a/__pycache__").symlink_to(outside)
     (site / "c/y.py").symlink_to(outside / "y.py")
     (site / "d").symlink_to(outside)
-    assert sources(venv) == []
+    assert link(bytecode(root), venv)[0].missing == []
     assert os.listdir(outside) == ["y.py"]
 
 
-def test_names_and_depths_that_have_no_room_are_left_out(tmp_path: Path) -> None:
+def test_names_and_depths_that_have_no_room_are_left_out(root: Root, tmp_path: Path) -> None:
     """Where a `__pycache__` could not be sealed, or its files not be named, there is none."""
     venv = environment(tmp_path / "one", {"ok.py": "", ".py": "", f"{'n' * 252}.py": "", "no.pyc": ""})
-    deep = Path("lib", *["d"] * (DEEPEST - 2))
+    deep = Path(".venv/lib", *["d"] * (DEEPEST - 3))
     (venv / deep).mkdir(parents=True)
     (venv / deep / "too_deep.py").touch()
     (venv / deep.parent / "deep.py").touch()
-    assert sorted(name for folder in sources(venv) for name in folder.names) == ["deep.py", "ok.py"]
+    missing = link(bytecode(root), venv)[0].missing
+    assert sorted(Path(one.source).name for one in missing) == ["deep.py", "ok.py"]
 
 
 def test_source_that_does_not_compile_is_remembered(root: Root, tmp_path: Path) -> None:
     """It is known to this process and the next, and neither missing nor linked."""
     store = bytecode(root)
     one = environment(tmp_path / "one", {"x.py": "print 1\n"})
-    (missing,) = store.link(sources(one), TAG, KIND).missing
+    (missing,) = link(store, one)[0].missing
     assert not store.is_bad(missing)
     store.mark_bad(missing)
     store.mark_bad(missing)
     for known in (store, bytecode(root)):
-        linked = known.link(sources(environment(tmp_path / str(id(known)), {"x.py": "print 1\n"})), TAG, KIND)
+        linked, _ = link(known, environment(tmp_path / str(id(known)), {"x.py": "print 1\n"}))
         assert (linked.files, linked.bad, linked.missing) == (0, 1, [])
 
 
@@ -233,9 +282,9 @@ def test_second_of_two_builders_takes_the_firsts(root: Root, tmp_path: Path) -> 
     """Two that compiled the same source end with one file in the store, which both environments share."""
     venvs = [environment(tmp_path / name, {"x.py": "X = 1\n"}) for name in "ab"]
     stores = [bytecode(root), bytecode(root)]
-    linked = [store.link(sources(venv), TAG, KIND) for store, venv in zip(stores, venvs, strict=True)]
+    linked = [link(store, venv) for store, venv in zip(stores, venvs, strict=True)]
     for store, one in zip(stores, linked, strict=True):
-        compile_missing(store, one)
+        compile_missing(store, *one)
     (entry,) = entries(root)
     assert all(compiled(venv)[0].samefile(entry) for venv in venvs)
 
@@ -251,7 +300,7 @@ def test_slow_server_is_asked_for_several_at_once(root: Root, tmp_path: Path) ->
             threads.add(threading.current_thread().name)
             time.sleep(0.001)
 
-    linked = bytecode(root, Files(step)).link(sources(environment(tmp_path / "two", contents)), TAG, KIND)
+    linked, _ = link(bytecode(root, Files(step)), environment(tmp_path / "two", contents))
     assert (linked.files, linked.missing) == (200, [])
     assert len(threads) > 2
 
@@ -292,7 +341,7 @@ def test_full_key_is_the_sources_own_content(root: Root, tmp_path: Path) -> None
     """The key comes from the bytes of the source, whatever a RECORD beside it says."""
     lie = "x.py,sha256=47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU,0\n"
     venv = environment(tmp_path / "one", {"x.py": "X = 1\n", "x-1.0.dist-info/RECORD": lie})
-    (missing,) = bytecode(root).link(sources(venv), TAG, KIND).missing
+    (missing,) = link(bytecode(root), venv)[0].missing
     assert isinstance(missing, Missing)
     assert missing.key == hashlib.sha256(b"X = 1\n").hexdigest() + "." + KIND
     assert missing.digest == hashlib.sha256(b"X = 1\n").hexdigest()

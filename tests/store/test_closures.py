@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from envfabric.core.errors import StoreError
-from envfabric.store import manifest as manifest_module
+from envfabric.store import sealing
 from envfabric.store.closures import Closures, digest_of
 from envfabric.store.files import Files
 from envfabric.store.root import Root
@@ -85,13 +85,13 @@ def test_manifest_is_true_of_every_path(root: Root, closures: Closures) -> None:
 def test_shared_file_is_read_once(root: Root, closures: Closures, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that many closures share is hashed for the first of them only."""
     read: list[str] = []
-    real = manifest_module._sha256
+    real = sealing._sha256
 
     def count(path: str) -> str:
         read.append(os.path.basename(path))
         return real(path)
 
-    monkeypatch.setattr(manifest_module, "_sha256", count)
+    monkeypatch.setattr(sealing, "_sha256", count)
     for digest in ("d1", "d2", "d3"):
         build(closures, root, digest)
     assert read.count("native.so") == 1
@@ -114,7 +114,7 @@ def test_copies_are_counted(root: Root, closures: Closures, place: str, copies: 
     with closures.staging() as staging:
         fill(root, staging.venv)
         (staging.closure / place).write_text("not linked")
-        inventory = closures.seal(staging)
+        inventory = closures.take_inventory(staging)
         assert inventory.copied == copies
         closures.describe(staging, inventory, METADATA, "")
         assert json.loads((staging.closure / "metadata.json").read_bytes())["link_fallbacks"] == copies
@@ -199,7 +199,7 @@ def test_failed_build_leaves_nothing(root: Root, closures: Closures) -> None:
     """An exception in a build, also of one that is sealed already, removes its staging folder."""
     with pytest.raises(RuntimeError, match="uv failed"), closures.staging() as staging:
         fill(root, staging.venv)
-        closures.seal(staging)
+        closures.take_inventory(staging)
         raise RuntimeError("uv failed")
     assert os.listdir(root.staging) == os.listdir(root.store) == []
 
@@ -209,7 +209,7 @@ def test_lost_mount_stops_a_build(root: Root, closures: Closures) -> None:
     marker = root.marker.read_bytes()
     with pytest.raises(StoreError, match="is the NAS mounted"), closures.staging() as staging:
         fill(root, staging.venv)
-        inventory = closures.seal(staging)
+        inventory = closures.take_inventory(staging)
         root.marker.unlink()
         closures.publish(staging, "d1", inventory)
     with pytest.raises(StoreError, match="is the NAS mounted"), closures.staging():
@@ -418,10 +418,14 @@ def test_closure_without_what_it_needs_is_not_there(root: Root, closures: Closur
     (base if gone == "interpreter" else root.closure("d1") / gone).unlink()
     assert not closures.present("d1")
     assert closures.locate("d1") is None
+    left = sorted(root.closure("d1").rglob("*"))
     build(closures, root, "d1")
-    assert_whole(root.closure("d1"))
-    (moved,) = os.listdir(root.trash)
-    assert moved.startswith("d1.")
+    # Whoever leases what is left of it goes on: it is not touched, and its name not given again.
+    assert sorted(root.closure("d1").rglob("*")) == left
+    assert os.listdir(root.trash) == []
+    assert closures.damaged() == {"d1"}
+    assert closures.locate("d1") == "d1-2"
+    assert_whole(root.closure("d1-2"))
 
 
 def test_two_processes_that_build_one_digest(root: Root) -> None:
@@ -435,7 +439,7 @@ def test_two_processes_that_build_one_digest(root: Root) -> None:
             closures = Closures(root, Files())
             with closures.staging() as staging:
                 fill(root, staging.venv, f"alpha{os.getpid()}")
-                inventory = closures.seal(staging)
+                inventory = closures.take_inventory(staging)
                 closures.describe(staging, inventory, METADATA | {"digest": digest}, f"built {digest}\n")
                 os.write(pipes[0], b"x")
                 os.read(pipes[1], 1)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from envfabric.core.errors import StoreError
+from envfabric.store.closures import Closures
 from envfabric.store.collect import Collected
 from envfabric.store.files import Files
 from envfabric.store.generations import Generations
@@ -21,7 +22,7 @@ from envfabric.store.root import Root
 from envfabric.store.writer import LostWriter, Writer
 from store.collection import DAY, World, ago, everything, lease
 from store.faults import KILLED, Steps, each_fault, each_kill, in_process
-from store.small_venv import assert_whole
+from store.small_venv import assert_whole, build
 
 A, B, C = "a" * 40, "b" * 40, "c" * 40
 
@@ -159,6 +160,45 @@ def test_a_lease_that_comes_after_the_plan_keeps_without_a_rename(world: World) 
     world.check = check
     assert world.collect(Files(steps)).removed == [B]
     assert not any(into_trash(world.root, A)(path) for _, path in steps.seen)
+
+
+@pytest.mark.parametrize("when", ["before the rename", "after the rename"])
+def test_a_lease_that_came_and_ended_meanwhile_begins_the_grace_period(world: World, when: str) -> None:
+    """Its holder may come back, as anybody may within the grace period; B goes by the same run."""
+    world.plan(grace=DAY)
+    for name in (A, B):
+        ago(world.root.state / "left/closures" / name, DAY + 60)
+
+    def come_and_go() -> None:
+        lease(world.root.leases, A).unlink()
+
+    class Late(Files):
+        def rename(self, source: Path, target: Path) -> None:
+            super().rename(source, target)
+            if source == world.root.closure(A):
+                come_and_go()
+
+    files = Late() if when == "after the rename" else at("rename", into_trash(world.root, A), come_and_go)
+    done = world.collect(files, grace=DAY)
+    assert (done.removed, done.kept[A]) == ([B], ("it came into use a moment ago",))
+    assert_whole(world.root.closure(A))
+    ago(world.root.leases / A, DAY + 60)
+    assert world.collect(grace=DAY).removed == [A]
+
+
+def test_a_closure_that_lost_a_part_is_leased_like_any_other(world: World) -> None:
+    """Built again it gets another name; what is left of it goes once its lease has ended, and not before."""
+    held = lease(world.root.leases, A)
+    (world.root.closure(A) / "metadata.json").unlink()
+    build(Closures(world.root, Files()), world.root, A)
+    assert_whole(world.root.closure(f"{A}-2"))
+    world.serve("wf/a", f"{A}-2", None)
+    done = world.collect(trash_age=DAY)
+    assert (done.removed, done.kept[A]) == ([B], ("leased by node.1.a on node",))
+    assert (world.root.closure(A) / ".venv/bin/python").exists()
+    held.unlink()
+    assert world.collect().removed == [A]
+    assert world.stored() == {f"{A}-2", C}
 
 
 def test_an_error_in_the_last_look_puts_the_closure_back(
@@ -454,6 +494,19 @@ def test_compiled_files_that_nothing_links_go_after_grace(world: World) -> None:
     assert {path.name for path in folder.iterdir()} == {"linked.pyc", "unused.pyc"}
     world.collect(Later())
     assert {path.name for path in folder.iterdir()} == {"linked.pyc"}
+
+
+def test_resolutions_that_nobody_asked_for_go(world: World) -> None:
+    """After the grace period, or the time for which they are shared where that is longer; counted."""
+    folder = world.root.state / "resolutions"
+    folder.mkdir()
+    for name, days in (("young", 1.0), ("older", 3.0), ("old", 15.0)):
+        (folder / f"{name}.json").write_text("{}")
+        ago(folder / f"{name}.json", days * DAY + 60)
+    assert world.collect(grace=14 * DAY, resolution_age=DAY).resolutions == 1
+    assert {path.name for path in folder.iterdir()} == {"young.json", "older.json"}
+    assert world.collect(grace=0, resolution_age=2 * DAY).resolutions == 1
+    assert {path.name for path in folder.iterdir()} == {"young.json"}
 
 
 def test_a_full_disk_does_not_stop_the_collection_that_would_free_it(

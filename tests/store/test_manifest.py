@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from envfabric.store import manifest as manifest_module
-from envfabric.store.manifest import DEEPEST, Hashes, Inventory, read_manifest, seal_and_list, write_lines
+from envfabric.store import sealing
+from envfabric.store.manifest import DEEPEST, Lines, read_manifest, write_manifest
+from envfabric.store.sealing import Hashes, Inventory, TooDeep, seal_folders, take_inventory
 from store.small_venv import ODD_NAMES, PACKAGES
 
 
@@ -40,6 +41,13 @@ def closure(tmp_path: Path) -> Path:
     return top
 
 
+def seal(closure: Path, hashes: Hashes | None = None) -> Inventory:
+    """All of a closure's folder sealed and listed."""
+    found = take_inventory(closure, hashes or Hashes())
+    seal_folders(found)
+    return found
+
+
 def sealed(raw: bytes) -> bytes:
     """These lines with a last line that proves them."""
     return raw + f'["sha256", "{hashlib.sha256(raw).hexdigest()}"]\n'.encode()
@@ -47,11 +55,11 @@ def sealed(raw: bytes) -> bytes:
 
 def test_manifest_says_what_is_there(closure: Path) -> None:
     """Every path stands in it once, with its mode, size, content and target; reading gives what was written."""
-    found = seal_and_list(closure, Hashes())
-    entries = read_manifest(write_lines(found))
-    assert entries == found.entries
+    found = seal(closure)
+    entries = read_manifest(write_manifest(found.lines))
     lines = {str(entry[1]): entry for entry in entries}
     assert len(lines) == len(entries)
+    assert found.digests == {str(entry[1]): entry[4] for entry in entries if entry[0] == "f"}
     on_disk = {os.path.relpath(path, closure) for path in closure.rglob("*")}
     assert set(lines) == on_disk
     assert lines[".venv/bin"] == ["d", ".venv/bin", "0o555"]
@@ -65,7 +73,7 @@ def test_manifest_says_what_is_there(closure: Path) -> None:
 
 def test_lines_are_plain_json(closure: Path) -> None:
     """Anybody can read it: ASCII, one JSON array a line, sorted by path, the last one proves the others."""
-    raw = write_lines(seal_and_list(closure, Hashes()))
+    raw = write_manifest(seal(closure).lines)
     *lines, last = raw.decode("ascii").splitlines(keepends=True)
     parsed = [json.loads(line) for line in lines]
     assert [f"{json.dumps(entry)}\n" for entry in parsed] == lines
@@ -76,18 +84,18 @@ def test_lines_are_plain_json(closure: Path) -> None:
 
 def test_links_and_copies_are_counted(closure: Path) -> None:
     """Files of packages count as linked or copied; scripts, .dist-info and what uv writes as neither."""
-    found = seal_and_list(closure, Hashes())
+    found = seal(closure)
     assert (found.linked, found.copied) == (2, len(ODD_NAMES))
 
 
 def test_files_beside_the_environment_are_listed(closure: Path) -> None:
     """build.log and metadata.json get lines and inodes of their own, in the order of paths."""
-    found = seal_and_list(closure, Hashes())
+    found = seal(closure)
     for name in ("metadata.json", "build.log", ".first"):
         (closure / name).write_text(name)
         (closure / name).chmod(0o444)
         found.list_file(closure, name)
-    entries = read_manifest(write_lines(found))
+    entries = read_manifest(write_manifest(found.lines))
     lines = {str(entry[1]): entry for entry in entries}
     content = hashlib.sha256(b"build.log").hexdigest()
     assert lines["build.log"] == ["f", "build.log", "0o444", 9, content]
@@ -106,56 +114,62 @@ def test_only_a_file_is_listed_as_one(closure: Path) -> None:
 
 
 def test_sealed_inode_costs_no_call(closure: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is sealed already is neither chmodded nor read again."""
+    """A file that is sealed already is neither chmodded nor read again."""
     hashes = Hashes()
-    first = seal_and_list(closure, hashes)
+    first = seal(closure, hashes)
+
+    real = os.chmod
+
+    def chmod(path: str, mode: int) -> None:
+        assert os.path.isdir(path), f"sealed again: {path}"
+        real(path, mode)
 
     def fail(*args: object) -> None:
-        pytest.fail(f"called again: {args}")
+        pytest.fail(f"read again: {args}")
 
-    monkeypatch.setattr(os, "chmod", fail)
-    monkeypatch.setattr(manifest_module, "_sha256", fail)
-    assert seal_and_list(closure, hashes) == first
+    monkeypatch.setattr(os, "chmod", chmod)
+    monkeypatch.setattr(sealing, "_sha256", fail)
+    assert seal(closure, hashes) == first
 
 
 def test_folder_without_rights_is_sealed(closure: Path) -> None:
     """A folder that a wheel made unreadable, also to its owner, becomes readable and is listed."""
     (closure / PACKAGES / "copied").chmod(0)
     (closure / PACKAGES / "linked" / "a.py").chmod(0)
-    found = seal_and_list(closure, Hashes())
+    found = seal(closure)
     assert stat.S_IMODE((closure / PACKAGES / "copied").stat().st_mode) == 0o555
-    assert sum(str(entry[1]).startswith(f"{PACKAGES}/copied/") for entry in found.entries) == len(ODD_NAMES)
+    assert sum(path.startswith(f"{PACKAGES}/copied/") for path in found.lines) == len(ODD_NAMES)
 
 
 def test_special_file_is_refused(closure: Path) -> None:
     """A pipe or socket can't be described: the error names it."""
     os.mkfifo(closure / ".venv/pipe")
     with pytest.raises(OSError, match=r"neither file, folder nor symlink.*pipe"):
-        seal_and_list(closure, Hashes())
+        seal(closure)
 
 
 def test_folders_nested_too_deep_are_refused(closure: Path) -> None:
     """As many folders as are allowed are listed; one more is an error that says so, not an endless recursion."""
     deepest = closure.joinpath(*["d"] * DEEPEST)
     deepest.mkdir(parents=True)
-    assert max(str(entry[1]).count("/") for entry in seal_and_list(closure, Hashes()).entries) == DEEPEST - 1
+    assert max(path.count("/") for path in seal(closure).lines) == DEEPEST - 1
     deepest.chmod(0o755)
     (deepest / "d").mkdir()
-    with pytest.raises(OSError, match="more than 200 folders lie one in the other") as caught:
-        seal_and_list(closure, Hashes())
+    with pytest.raises(TooDeep, match="more than 200 folders lie one in the other") as caught:
+        seal(closure)
     assert caught.value.errno == errno.ENAMETOOLONG
 
 
 def test_empty_manifest_is_one() -> None:
     """A closure without a single path has a manifest, too; an empty file is none."""
-    assert read_manifest(write_lines(Inventory())) == []
+    assert read_manifest(write_manifest(Lines())) == []
     with pytest.raises(ValueError, match="no checksum"):
         read_manifest(b"")
 
 
 def test_any_flipped_bit_is_found(closure: Path) -> None:
     """No bit of a manifest can be turned around unnoticed."""
-    raw = write_lines(seal_and_list(closure, Hashes()))
+    raw = write_manifest(seal(closure).lines)
     draw = random.Random(3)
     places = {*draw.sample(range(len(raw)), 300), *range(len(raw) - 80, len(raw))}
     for place in places:
@@ -185,7 +199,7 @@ def test_any_flipped_bit_is_found(closure: Path) -> None:
 )
 def test_broken_manifest_is_refused(closure: Path, damage: Callable[[bytes], bytes]) -> None:
     """Cut off, added to, repeated, other line ends: none of it is believed."""
-    raw = write_lines(seal_and_list(closure, Hashes()))
+    raw = write_manifest(seal(closure).lines)
     with pytest.raises(ValueError, match="checksum"):
         read_manifest(damage(raw))
 

@@ -4,8 +4,10 @@ Grace is 0 and the process scan is off unless a test is about them. Time passes 
 """
 
 import errno
+import io
 import os
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -466,3 +468,138 @@ def counted(root: Root, going: list[Path]) -> tuple[tuple[int, int], tuple[int, 
     free = [size for inode, size in back.items() if inode not in cache]
     later = [size for inode, size in back.items() if inode in cache]
     return (sum(free), len(free)), (sum(later), len(later))
+
+
+class Operations:
+    """What is asked of the file system below one folder: listings, status, links and openings."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, top: Path) -> None:
+        self.seen: list[tuple[str, str]] = []
+        self._top = str(top)
+        for owner, name in (
+            (os, "listdir"),
+            (os, "scandir"),
+            (os, "stat"),
+            (os, "lstat"),
+            (os, "readlink"),
+            (os, "open"),
+            (io, "open"),
+        ):
+            monkeypatch.setattr(owner, name, self._counting(name, getattr(owner, name)))
+
+    def _counting(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *arguments: Any, **named: Any) -> Any:
+            told = str(path) if isinstance(path, str | Path) else ""
+            if told.startswith(self._top):
+                self.seen.append((name, told.removeprefix(f"{self._top}/")))
+            return real(path, *arguments, **named)
+
+        return call
+
+    def during(self, action: Callable[[], object]) -> list[tuple[str, str]]:
+        """What `action` asks."""
+        self.seen.clear()
+        action()
+        return [one for one in self.seen if not one[1].rpartition("/")[2].startswith(".time.")]
+
+
+def fill(world: World, specs: range) -> None:
+    """Specs with a served generation and one before it, all on two closures, published a while ago."""
+    for number in specs:
+        spec_id = f"wf-{number % 2}/n{number}"
+        world.generation(spec_id, A, days=2)
+        world.serve(spec_id, B, world.generation(spec_id, B, days=1))
+        ago(world.root.generations / spec_id, 60)
+
+
+def test_a_plan_costs_one_look_at_each_spec(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one lists its folder, and reads the links that nothing served tells; later ones ask for its stamp."""
+    counts = []
+    operations = Operations(monkeypatch, world.root.path)
+    for specs in (range(10), range(10, 30)):
+        fill(world, specs)
+        retention = world.retention(generations=5)
+        first, second = (operations.during(retention.plan) for _ in range(2))
+        counts.append((len(first), len(second)))
+        assert not any(what != "stat" for what, path in second if path.startswith("generations/wf-0/"))
+    # For each of 20 more: a stamp, a listing and a link; and then the stamp alone.
+    assert (counts[1][0] - counts[0][0], counts[1][1] - counts[0][1]) == (60, 20)
+
+
+def test_a_collection_reads_nothing_twice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it drops generations and looks again at what only they used; only ROOT's marker is asked again."""
+    fill(world, range(6))
+    for name in ("c" * 40, "d" * 40, "e" * 40):
+        world.closure(name)
+        lease(world.root.leases, name, expired=True)
+    Pins(world.root, Files()).set("wf-0/n0", Pin(1, "t" * 40))
+    retention = world.retention(generations=5)
+    operations = Operations(monkeypatch, world.root.path)
+
+    def both() -> None:
+        plan = retention.plan()
+        assert len(plan.remove) == 3
+        plan = retention.after(plan, [("wf-1/n1", 1)])
+        assert len(plan.remove) == 3
+
+    counted = Counter(operations.during(both))
+    again = {one for one, times in counted.items() if times > 1 and not one[1].startswith("state/left")}
+    assert {path for _, path in again} == {world.root.marker.name}
+    assert counted["listdir", "leases"] == counted["listdir", "state/pins"] == 1
+
+
+def test_a_generation_that_came_since_the_last_collection_is_seen(world: World) -> None:
+    """A folder that was asked before is listed again once its stamp is another one."""
+    fill(world, range(1))
+    retention = world.retention(generations=5)
+    assert world.numbers("wf-0/n0") == {1, 2}
+    assert A in retention.plan().kept
+    world.closure("c" * 40)
+    world.generation("wf-0/n0", "c" * 40)
+    assert "generation 3 of wf-0/n0" in retention.plan().kept["c" * 40]
+    Files().remove_tree(Generations(world.root, Files()).folder("wf-0/n0", 1))
+    assert A in retention.plan().remove
+
+
+def test_a_generation_that_came_within_the_same_tick_is_seen(world: World) -> None:
+    """The stamp of a folder that was changed a moment ago is not believed; an old one is, as the control shows."""
+    fill(world, range(1))
+    world.closure("c" * 40)
+    folder = world.root.generations / "wf-0/n0"
+    for age, seen in ((0.0, True), (60.0, False)):
+        retention = world.retention(generations=5)
+        ago(folder, age)
+        stamp = folder.stat().st_mtime_ns
+        retention.plan()
+        number = world.generation("wf-0/n0", "c" * 40)
+        os.utime(folder, ns=(stamp, stamp))
+        assert ("c" * 40 in retention.plan().kept) is seen
+        Files().remove_tree(Generations(world.root, Files()).folder("wf-0/n0", number))
+
+
+def test_what_is_remembered_of_a_generation_is_what_its_link_says(world: World) -> None:
+    """A generation that was served keeps its own closure afterwards, and no other one."""
+    fill(world, range(1))
+    retention = world.retention(generations=5)
+    assert retention.plan().kept[B] == ("served by wf-0/n0", "generation 2 of wf-0/n0")
+    world.serve("wf-0/n0", A, 1)
+    for _ in range(2):
+        assert retention.plan().kept == {
+            A: ("served by wf-0/n0", "generation 1 of wf-0/n0"),
+            B: ("generation 2 of wf-0/n0",),
+        }
+
+
+def test_a_mount_that_was_away_is_not_remembered(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that could not be read, or was not there for a moment, is read again."""
+    fill(world, range(1))
+    retention = world.retention(generations=5)
+    link = world.root.generations / "wf-0/n0/1/.venv"
+    link.rename(link.with_name("away"))
+    assert A in retention.plan().remove
+    link.with_name("away").rename(link)
+    with monkeypatch.context() as patched:
+        unreadable(patched, "os", "readlink", link)
+        with pytest.raises(OSError, match="Input/output error"):
+            retention.plan()
+    assert A in retention.plan().kept

@@ -35,6 +35,8 @@ class Fabric:
     repo: SpecRepo
     settings: dict[str, Any] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
+    machines_index: bool = False
+    """Whether the daemon resolves with the machine's default index; `packages` is one that specs may name."""
 
     @property
     def root(self) -> Path:
@@ -52,7 +54,7 @@ class Fabric:
             "repo": str(self.repo.path),
             "root": str(self.root),
             "listen": "127.0.0.1:0",
-            "index": self.packages.url,
+            **({} if self.machines_index else {"index": self.packages.url}),
             "pythons": [BASE_PYTHON],
             "builders": 2,
             **{name: value for name, value in self.settings.items() if not isinstance(value, dict)},

@@ -14,9 +14,10 @@ from envfabric.build.interpreters import Interpreter
 from envfabric.build.unpacking import Unpacking
 from envfabric.build.uv import Finished, Uv, failure
 from envfabric.core.errors import Reason
-from envfabric.store.bytecode import Bytecode, Linked, Missing, sources
+from envfabric.store.bytecode import Bytecode, Linked, Missing
 from envfabric.store.closures import Staging
 from envfabric.store.files import Files
+from envfabric.store.sealing import Inventory
 
 _COMPILER = Path(__file__).with_name("compiler.py")
 _PATIENCE = 60.0
@@ -55,15 +56,17 @@ class Compiling:
         self._claims = Unpacking(_PATIENCE)
         self._facts: dict[Interpreter, tuple[str, str]] = {}
 
-    def compile(self, interpreter: Interpreter, staging: Staging) -> Compiled:
+    def compile(self, interpreter: Interpreter, staging: Staging, inventory: Inventory) -> Compiled:
         """Links and compiles the bytecode of the environment in staging, which `interpreter` is the base of.
+
+        What the environment gets is added to its `inventory`.
 
         Raises `SpecError` where the interpreter fails or runs out of time, `Stopped`, and `OSError`.
         """
         tag, kind = self._facts_of(interpreter, staging)
         if tag == "-":
             return Compiled(0, 0, 0, (), ())
-        linked = self._bytecode.link(sources(staging.venv), tag, kind)
+        linked = self._bytecode.link(inventory, tag, kind)
         if not linked.missing:
             return Compiled(linked.files, 0, linked.bad, (), ())
         # One job for each content: an environment has hundreds of empty sources.
@@ -71,7 +74,7 @@ class Compiling:
         for one in linked.missing:
             alike.setdefault(one.key, []).append(one)
         with self._claims.of(alike):
-            done = self._compile(interpreter, staging, alike, linked)
+            done = self._compile(interpreter, staging, inventory, alike, linked)
         # What is missing again some day is claimed again.
         self._claims.forget(alike)
         return done
@@ -85,29 +88,34 @@ class Compiling:
         self._claims.stop()
 
     def _compile(
-        self, interpreter: Interpreter, staging: Staging, alike: dict[str, list[Missing]], linked: Linked
+        self,
+        interpreter: Interpreter,
+        staging: Staging,
+        inventory: Inventory,
+        alike: dict[str, list[Missing]],
+        linked: Linked,
     ) -> Compiled:
         todo = []
         for same in alike.values():
             # Another build may have compiled it while this one waited.
-            if self._bytecode.link_one(same[0]):
+            if self._bytecode.link_one(inventory, same[0]):
                 linked.files += 1
-                self._link_rest(same, linked)
+                self._link_rest(inventory, same, linked)
             elif self._bytecode.is_bad(same[0]):
                 linked.bad += len(same)
             else:
                 todo.append(same[0])
         # The longest first: no worker is left alone with one at the end.
-        todo.sort(key=lambda one: one.size, reverse=True)
+        todo.sort(key=lambda one: os.lstat(one.source).st_size, reverse=True)
         outcomes = self._outcomes(interpreter, staging, todo) if todo else {}
         compiled, unfinished, changed = 0, [], []
         for number, one in enumerate(todo):
             outcome = outcomes.get(number, "?")
             same = alike[one.key]
             if outcome == "+":
-                self._bytecode.adopt(one)
+                self._bytecode.adopt(inventory, one)
                 compiled += 1
-                self._link_rest(same, linked)
+                self._link_rest(inventory, same, linked)
                 continue
             paths = [os.path.relpath(each.source, staging.venv) for each in same]
             if outcome == "-":
@@ -121,9 +129,9 @@ class Compiling:
                 unfinished += paths
         return Compiled(linked.files, compiled, linked.bad, tuple(unfinished), tuple(changed))
 
-    def _link_rest(self, same: list[Missing], linked: Linked) -> None:
+    def _link_rest(self, inventory: Inventory, same: list[Missing], linked: Linked) -> None:
         for one in same[1:]:
-            linked.files += self._bytecode.link_one(one)
+            linked.files += self._bytecode.link_one(inventory, one)
 
     def _outcomes(self, interpreter: Interpreter, staging: Staging, todo: list[Missing]) -> dict[int, str]:
         """What the compiler said of each job by its number. Raises `OSError` that it met, and `SpecError`."""

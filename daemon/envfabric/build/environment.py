@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from packaging.utils import canonicalize_name
@@ -18,15 +19,15 @@ from envfabric.build.cache import CacheInUse, forget
 from envfabric.build.closure import Closure
 from envfabric.build.compiling import Compiling
 from envfabric.build.hashing import with_hashes
+from envfabric.build.interpreters import Interpreter
 from envfabric.build.lockfile import read_lock
 from envfabric.build.recipe import Recipe, recipe_from, recipe_of
-from envfabric.build.records import Mismatch, mismatches, owners, strays
+from envfabric.build.records import Mismatch, Records, owners, strays
 from envfabric.build.resolve import sync_arguments
 from envfabric.build.unpacking import Unpacking
 from envfabric.build.uv import Uv, failure
 from envfabric.build.validate import (
     check_base,
-    check_depth,
     check_interpreter,
     check_set,
     check_skeleton,
@@ -34,15 +35,18 @@ from envfabric.build.validate import (
 )
 from envfabric.core.errors import Reason, SpecError
 from envfabric.store.closures import Closures, Staging
-from envfabric.store.files import Files
-from envfabric.store.manifest import Inventory
+from envfabric.store.files import Files, stamp
+from envfabric.store.manifest import DEEPEST
 from envfabric.store.root import now
+from envfabric.store.sealing import Inventory, TooDeep
 from envfabric.telemetry import logs
 
 __all__ = ["Builder", "Built", "Recipe", "recipe_from", "recipe_of"]
 
 _ROUNDS = 3
 """Times that a build is begun before the cache is given up as one that goes on being damaged."""
+_BELIEVED = 60.0
+"""Seconds for which an interpreter that was found to be the planned one is not started again to be asked."""
 _TOLD = 20
 """Wrong lines of RECORDs that metadata.json tells."""
 _MISMATCH = re.compile(r"Hash mismatch for `([^`=\s]+)==")
@@ -93,9 +97,13 @@ class _Job:
     raced: bool = False
     """Whether an unfinished file of the cache got in the way: such files are looked for before sealing then."""
 
+    told: str = ""
+
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        self.tell(name)
+        if name != self.told:
+            self.tell(name)
+            self.told = name
         began = time.monotonic()
         try:
             yield
@@ -114,6 +122,8 @@ class Builder:
         self._uv = uv
         self._uv_version = uv.version()
         self._unpacking = Unpacking()
+        self._records = Records()
+        self._sound: dict[Interpreter, tuple[int, ...]] = {}
         self._lies: set[tuple[str, str, str]] = set()
         """Wheel by hash, path and content: what RECORDs were found to be wrong about."""
         self._mismatched: set[str] = set()
@@ -122,13 +132,13 @@ class Builder:
     def build(self, recipe: Recipe, tell: Callable[[str], None]) -> Built:
         """Builds a closure into the store.
 
-        `tell` hears the name of each phase as it begins, in each round. Raises `SpecError`, `StoreError` and
-        `OSError`; the store is as it was then.
+        `tell` hears the name of each phase as it begins, also when it goes on after another one. Raises
+        `SpecError`, `StoreError` and `OSError`; the store is as it was then.
         """
         job = _Job(recipe, tell)
         began = time.monotonic()
         with job.phase("validate"):
-            check_interpreter(recipe.closure)
+            self._check_interpreter(recipe.closure)
         for number in range(1, _ROUNDS + 1):
             try:
                 name, inodes, inventory = self._round(job)
@@ -166,6 +176,17 @@ class Builder:
         if self._compiling is not None:
             self._compiling.stop()
 
+    def _check_interpreter(self, closure: Closure) -> None:
+        """Starting it takes longer than linking a small environment: the same file is believed for a minute."""
+        with contextlib.suppress(OSError):
+            found = (*stamp(os.stat(closure.interpreter.path)), int(time.monotonic() / _BELIEVED))
+            if self._sound.get(closure.interpreter) == found:
+                return
+            check_interpreter(closure)
+            self._sound[closure.interpreter] = found
+            return
+        check_interpreter(closure)
+
     def _round(self, job: _Job) -> tuple[str, dict[int, int], Inventory]:
         closure = job.recipe.closure
         with self._closures.staging() as staging:
@@ -175,16 +196,16 @@ class Builder:
                     self._remove_strays(staging)
             with job.phase("validate"):
                 check_set(closure, staging.venv)
-                check_depth(staging.venv)
-            if self._compiling is not None:
-                with job.phase("bytecode"):
-                    self._add_bytecode(self._compiling, job, staging)
             with job.phase("seal"):
-                inventory = self._closures.seal(staging)
+                inventory = self._take_inventory(staging)
                 # Only here all names are known without another walk; what is sealed is not changed any more.
-                if strays(staging.closure, (_inside(str(entry[1])) for entry in inventory.entries)):
+                if strays(staging.closure, (_inside(one) for one in inventory.digests if "/.tmp" in one)):
                     raise _Raced
                 wrong = self._check_records(job, staging, inventory)
+            if self._compiling is not None:
+                with job.phase("bytecode"):
+                    self._add_bytecode(self._compiling, job, staging, inventory)
+            with job.phase("seal"):
                 self._closures.describe(staging, inventory, self._metadata(closure, wrong), job.log)
                 name, inodes = self._closures.publish(staging, closure.digest, inventory)
         return name, inodes, inventory
@@ -270,8 +291,19 @@ class Builder:
             )
         raise failure(doing, finished, Reason.BUILD_FAILED)
 
-    def _add_bytecode(self, compiling: Compiling, job: _Job, staging: Staging) -> None:
-        done = compiling.compile(job.recipe.closure.interpreter, staging)
+    def _take_inventory(self, staging: Staging) -> Inventory:
+        try:
+            return self._closures.take_inventory(staging)
+        except TooDeep as error:
+            top = "/".join(Path(error.filename).relative_to(staging.venv).parts[:5])
+            raise SpecError(
+                Reason.VALIDATION,
+                f"a package nests folders more than {DEEPEST - 1} deep, below {top}/; that is no sound wheel. Require "
+                "another version or another package.",
+            ) from None
+
+    def _add_bytecode(self, compiling: Compiling, job: _Job, staging: Staging, inventory: Inventory) -> None:
+        done = compiling.compile(job.recipe.closure.interpreter, staging, inventory)
         job.log += f"# bytecode: {done.linked} linked, {done.compiled} compiled, {done.bad} do not compile\n"
         if done.unfinished:
             job.log += f"# without bytecode, they end the compiler: {', '.join(done.unfinished[:_TOLD])}\n"
@@ -284,7 +316,7 @@ class Builder:
         Raises `_Damaged` for files that may be those of a damaged cache.
         """
         wheels = {one.name: one.hash for one in job.recipe.closure.distributions}
-        wrong = mismatches(staging.closure, inventory.entries)
+        wrong = self._records.mismatches(staging.closure, inventory.digests)
         keys = {one: (wheels.get(one.distribution, ""), one.path, one.found) for one in wrong}
         # Fetched anew and wrong again: later builds of the same wheel need not fetch it to find the same.
         self._lies |= {key for one, key in keys.items() if one.distribution in job.fresh}

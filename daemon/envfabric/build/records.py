@@ -9,18 +9,18 @@ import base64
 import csv
 import posixpath
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
-from envfabric.store.manifest import Entry
-
 _SHA256 = "sha256="
 # Some packages carry others with their .dist-info along, in a folder of their own: those were never installed.
 _INSTALLED = re.compile(r"\.venv/lib/python[^/]+/site-packages/[^/]+\.dist-info/RECORD")
 _LIB64 = ".venv/lib64/"
+_REMEMBERED = 60_000
+"""Lines that are kept in memory: about 20 MB."""
 _UNFINISHED = re.compile(r".*/\.tmp[A-Za-z0-9]{6}")
 """What uv calls a file of its cache that it copies anew at the link limit, beside the one that it replaces."""
 
@@ -41,33 +41,57 @@ class Mismatch:
         return {"distribution": self.distribution, "path": self.path}
 
 
-def mismatches(closure: Path, entries: Iterable[Entry]) -> list[Mismatch]:
-    """The files of the environment in `closure` that differ from their RECORD, or are missing.
+class Records:
+    """What RECORDs say, remembered by their content: the same wheels are installed again and again.
 
-    `entries` are those of the inventory, taken just now. A RECORD's lines without a SHA-256, and those that
-    lead out of the environment, are passed over. Raises `OSError`.
+    Safe for threads.
     """
-    hashes = {str(entry[1]): str(entry[4]) for entry in entries if entry[0] == "f"}
-    records = [path for path in hashes if path.endswith(".dist-info/RECORD") and _INSTALLED.fullmatch(path)]
-    found = []
-    for record in sorted(records):
-        info = posixpath.dirname(record)
-        name = distribution_of(info)
-        site = posixpath.dirname(info)
-        for relative, wanted in _lines(closure / record):
-            path = f"{site}/{relative}"
-            if "./" in relative or "//" in relative:
-                path = posixpath.normpath(path)
-            if not path.startswith(".venv/") or relative.startswith("/"):
-                continue
-            if path.startswith(_LIB64):
-                # A symlink to lib in each environment; files are listed by the folder that they lie in.
-                path = f".venv/lib/{path.removeprefix(_LIB64)}"
-            actual = hashes.get(path, "")
-            if actual == wanted:
-                continue
-            found.append(Mismatch(name, path.removeprefix(".venv/"), actual))
-    return found
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], list[tuple[str, str]]] = {}
+        self._lines = 0
+
+    def mismatches(self, closure: Path, digests: Mapping[str, str]) -> list[Mismatch]:
+        """The files of the environment in `closure` that differ from their RECORD, or are missing.
+
+        `digests` are those of the inventory, taken just now. A RECORD's lines without a SHA-256, and those that
+        lead out of the environment, are passed over. Raises `OSError`.
+        """
+        records = [path for path in digests if path.endswith("/RECORD") and _INSTALLED.fullmatch(path)]
+        found = []
+        for record in sorted(records):
+            name = distribution_of(posixpath.dirname(record))
+            for path, wanted in self._lines_of(closure, record, digests[record]):
+                actual = digests.get(path, "")
+                if actual != wanted:
+                    found.append(Mismatch(name, path.removeprefix(".venv/"), actual))
+        return found
+
+    def _lines_of(self, closure: Path, record: str, digest: str) -> list[tuple[str, str]]:
+        """Path in the closure and SHA-256 of each line of a RECORD whose own SHA-256 is `digest`."""
+        key = record, digest
+        lines = self._known.get(key)
+        if lines is None:
+            site = posixpath.dirname(posixpath.dirname(record))
+            lines = list(_checked(site, _lines(closure / record)))
+            if self._lines + len(lines) > _REMEMBERED:
+                self._known, self._lines = {}, 0
+            self._known[key] = lines
+            self._lines += len(lines)
+        return lines
+
+
+def _checked(site: str, lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    for relative, wanted in lines:
+        path = f"{site}/{relative}"
+        if "./" in relative or "//" in relative:
+            path = posixpath.normpath(path)
+        if not path.startswith(".venv/") or relative.startswith("/"):
+            continue
+        if path.startswith(_LIB64):
+            # A symlink to lib in each environment; files are listed by the folder that they lie in.
+            path = f".venv/lib/{path.removeprefix(_LIB64)}"
+        yield path, wanted
 
 
 def strays(closure: Path, paths: Iterable[str]) -> list[str]:

@@ -1,12 +1,15 @@
 """From a spec to its closure: the committed lock checked, or a lock made by uv and shared.
 
 Specs that ask for the same are resolved once. What was found is kept under state/resolutions/ by
-the digest of all that decided it, with the lock in a form that any project name can take. A wheel that
-its index gives no hash for is hashed before it gets into a closure.
+the digest of all that decided it, with the lock in a form that any project name can take; its mtime says
+when it was last of use, and the collector removes what was of none for long. A wheel that its index gives
+no hash for is hashed before it gets into a closure.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -29,6 +32,8 @@ from envfabric.store.root import Root
 
 _HASHED_AGE = 3600.0
 """Seconds for which a closure is kept some of whose hashes are ours: its index may change the files."""
+_TOUCH = 86400.0
+"""Seconds after which a record that is of use is touched again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,9 @@ class Resolver:
     def known(self, spec: Spec, key: str) -> Resolution | None:
         """The outcome kept for `key`, with the lock that `spec` gets of it; None where there is none."""
         try:
-            kept = json.loads(self._record(key).read_bytes())
+            with self._record(key).open("rb") as file:
+                used = os.fstat(file.fileno()).st_mtime
+                kept = json.loads(file.read())
             closure = closure_from_inputs(kept["inputs"])
             text, age = str(kept["lock"]), time.time() - float(kept["at"])
             locked = {canonicalize_name(one) for one in kept["names"]}
@@ -88,10 +95,14 @@ class Resolver:
             return None
         if hashed_here and age > min(self._max_age, _HASHED_AGE):
             return None
+        if spec.lock is None and (age > self._max_age or spec.name in locked):
+            return None
+        if abs(time.time() - used) > _TOUCH:
+            # A mark for the collector, and not content: where it can't be made, the record goes a little early.
+            with contextlib.suppress(OSError):
+                os.utime(self._record(key))
         if spec.lock is not None:
             return Resolution(closure, spec.lock, "committed")
-        if age > self._max_age or spec.name in locked:
-            return None
         return Resolution(closure, with_project(text, spec.name, spec.version).encode(), "resolved")
 
     def resolve(self, spec: Spec, python: Interpreter, base: bytes | None) -> Resolution:

@@ -16,7 +16,6 @@ from envfabric.build.closure import Closure
 from envfabric.build.interpreters import inspect
 from envfabric.build.records import owners
 from envfabric.core.errors import Reason, SpecError
-from envfabric.store.manifest import DEEPEST
 
 Skeleton = dict[str, tuple[str, str]]
 """Kind ('d', 'f', 'l') and content (SHA-256, or a symlink's target) by path relative to the environment."""
@@ -90,22 +89,6 @@ def check_skeleton(closure: Path, before: Skeleton) -> None:
             f"a package replaces files that the environment itself is made of: {told}. It could run code as the "
             "daemon; require another version or another package.",
         )
-
-
-def check_depth(venv: Path) -> None:
-    """Raises `SpecError` (validation) where folders are nested deeper than every walk over them can follow."""
-    waiting = [(str(venv), 0)]
-    while waiting:
-        folder, depth = waiting.pop()
-        if depth >= DEEPEST:
-            top = "/".join(Path(folder).relative_to(venv).parts[:5])
-            raise SpecError(
-                Reason.VALIDATION,
-                f"a package nests folders more than {DEEPEST - 1} deep, below {top}/; that is no sound wheel. Require "
-                "another version or another package.",
-            )
-        with os.scandir(folder) as entries:
-            waiting += [(one.path, depth + 1) for one in entries if one.is_dir(follow_symlinks=False)]
 
 
 def _look(path: Path) -> tuple[str, str]:

@@ -5,11 +5,14 @@ index names exists, and the next start flips what was left.
 """
 
 import contextlib
+import os
 import time
 from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
-from envfabric.index.document import Entry, Index, from_json, to_json
+from envfabric.index.document import Entry, Index, Texts, from_json, to_json
+from envfabric.index.sequence import Sequence
 from envfabric.specs.tree import Problem
 from envfabric.store.files import Files, Stamp, stamp
 from envfabric.store.generations import Generations
@@ -22,6 +25,9 @@ BURST_INTERVAL = 1.0
 
 SINGLES = 3
 """Publications within the interval that still count as single changes, where nothing else is under way."""
+
+FLIPPERS, MANY_LINKS = 16, 32
+"""Links under envs/ that are flipped at a time, and how many have to differ for that."""
 
 
 class Publisher:
@@ -40,6 +46,8 @@ class Publisher:
         self._linked: dict[str, int] = {}
         self._behind = False
         self._written: Stamp | None = None
+        self._texts = Texts()
+        self._sequence = Sequence(root, files)
         self.published: Index | None = None
 
     def load(self) -> Index | None:
@@ -107,7 +115,7 @@ class Publisher:
         index = Index(revision, self._next_sequence(), now(), dict(entries), problems, root)
         # By way of staging/: a mount point that lost its NAS has none, and a writer that was cut off at its
         # rename finds its file gone, because the next one empties staging/.
-        data = to_json(index, self._root)
+        data = to_json(index, self._root, self._texts)
         self._written = self._files.write_atomic(self._root.index, data, via=self._root.staging)
         self.published = index
         self._recent.append(time.monotonic())
@@ -123,12 +131,11 @@ class Publisher:
 
     def _next_sequence(self) -> int:
         # A lower sequence than one that somebody has seen would be a step back in time.
-        known = self.published.sequence if self.published else 0
-        if self.published and self._stat() == self._written:
-            return known + 1
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            known = max(known, from_json(self._root.index.read_bytes()).sequence)
-        return known + 1
+        known = self.published.sequence if self.published else None
+        if self.published is None or self._stat() != self._written:
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                known = max(known or 0, from_json(self._root.index.read_bytes()).sequence)
+        return self._sequence.after(known)
 
     def _flip(self, index: Index) -> None:
         """Brings envs/ up to date. One link that can't be flipped keeps no other: it is tried again later."""
@@ -141,23 +148,48 @@ class Publisher:
         if serving == self._linked:
             return
         self._writer.check()
-        for spec_id in self._linked.keys() | serving.keys():
-            number = serving.get(spec_id)
-            if self._linked.get(spec_id) == number:
-                continue
-            try:
-                if number is None:
-                    self._generations.withdraw(spec_id)
-                    del self._linked[spec_id]
-                else:
-                    self._generations.serve(spec_id, number)
-                    self._linked[spec_id] = number
-            except OSError as error:
-                self._behind = True
-                self._log.error("link not flipped", spec=spec_id, error=str(error))
+        differing = [one for one in serving if self._linked.get(one) != serving[one]]
+        if len(differing) < MANY_LINKS:
+            for spec_id in differing:
+                self._serve(spec_id, serving[spec_id])
+        else:
+            # Each waits for the NAS a few times, and the loop waits for all of them.
+            with ThreadPoolExecutor(FLIPPERS, "flip") as pool:
+                list(pool.map(self._serve, differing, map(serving.__getitem__, differing)))
+        # Not meanwhile: the folder that goes with its last link may be the one that another is put into.
+        for spec_id in self._linked.keys() - serving.keys():
+            self._withdraw(spec_id)
+
+    def _serve(self, spec_id: str, number: int) -> None:
+        try:
+            self._generations.serve(spec_id, number)
+            self._linked[spec_id] = number
+        except OSError as error:
+            self._not_flipped(spec_id, error)
+
+    def _withdraw(self, spec_id: str) -> None:
+        try:
+            self._generations.withdraw(spec_id)
+            del self._linked[spec_id]
+        except OSError as error:
+            self._not_flipped(spec_id, error)
+
+    def _not_flipped(self, spec_id: str, error: OSError) -> None:
+        self._behind = True
+        self._log.error("link not flipped", spec=spec_id, error=str(error))
 
     def adopt_links(self) -> None:
-        """Learns which paths for people exist, so that those of specs long gone are removed."""
-        for link in self._root.envs.glob("*/*"):
-            if link.is_symlink() and not link.name.startswith("."):
-                self._linked[f"{link.parent.name}/{link.name}"] = -1
+        """Learns which paths for people exist and where they lead, so that those of specs long gone are removed."""
+        for flow in _scan(self._root.envs):
+            for link in _scan(flow.path) if flow.is_dir(follow_symlinks=False) else ():
+                if link.is_symlink():
+                    spec_id = f"{flow.name}/{link.name}"
+                    # One that leads elsewhere is none of these, and is flipped with the next publication.
+                    self._linked[spec_id] = self._generations.linked(spec_id) or -1
+
+
+def _scan(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    try:
+        return [one for one in os.scandir(folder) if not one.name.startswith(".")]
+    except OSError:
+        return []

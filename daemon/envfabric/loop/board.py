@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from envfabric.build.uv import Stopped
 from envfabric.core.errors import Reason, SpecError, StoreError, from_os_error
-from envfabric.index.document import Entry, Failure, Index
+from envfabric.index.document import NOTHING_ADDED, Entry, Failure, Index
 from envfabric.loop.plan import Plan, failed, pending
 from envfabric.specs.repository import SourceError
 from envfabric.specs.tree import Problem, SpecRef, Wanted
@@ -245,6 +245,7 @@ class Board:
 
 def _with(entry: Entry, generation: Generation) -> Entry:
     """An entry that serves this generation."""
+    added = NOTHING_ADDED if generation.runtime_env == NOTHING_ADDED else generation.runtime_env
     return replace(
         entry,
         serving=generation.digest,
@@ -252,5 +253,5 @@ def _with(entry: Entry, generation: Generation) -> Entry:
         built_at=generation.built_at,
         python_version=generation.python_version,
         ray_version=generation.ray_version,
-        runtime_env=generation.runtime_env,
+        runtime_env=added,
     )

@@ -22,7 +22,9 @@ from envfabric.telemetry import logs
 from envfabric.telemetry.metrics import Metrics
 
 HURRY_INTERVAL = 300.0
-"""Seconds between two collections at low space."""
+"""Seconds between two collections at low space; doubled while they bring nothing back, up to the schedule's."""
+_LONGEST = 3600.0
+"""The most seconds between two of those where the schedule has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,9 @@ class Collecting:
         history: History,
         schedule: Schedule,
         post: Callable[[Callable[[], None]], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._root = root
         self._collector = collector
         self._usage = usage
@@ -81,17 +85,27 @@ class Collecting:
         self._waiting: list[Callable[[Future[Outcome]], None]] = []
         self._running = False
         # The first one waits for a whole interval: at a start there is more urgent work.
-        self._next = time.monotonic() + schedule.interval
+        self._next = clock() + schedule.interval
+        self._low = False
         self._next_hurry = 0.0
+        self._hurry_wait = HURRY_INTERVAL
         self._account_changed = False
 
     def tick(self) -> None:
         """Begins a collection where its time has come, or space is low."""
-        clock = time.monotonic()
-        hurry = clock >= self._next_hurry and self._space_is_low()
+        clock = self._clock()
+        low = self._space_is_low()
+        if low != self._low:
+            self._low = low
+            # It may be low again in a moment, and by then there may be something to collect.
+            self._next_hurry, self._hurry_wait = 0.0, HURRY_INTERVAL
+            if low:
+                self._log.warning("space is low: collecting", min_free_percent=self._schedule.min_free)
+            else:
+                self._log.info("space is enough again", min_free_percent=self._schedule.min_free)
+        hurry = low and clock >= self._next_hurry
         if hurry:
-            self._next_hurry = clock + HURRY_INTERVAL
-            self._log.warning("space is low: collecting", min_free_percent=self._schedule.min_free)
+            self._next_hurry = clock + self._hurry_wait
         if hurry or (self._schedule.interval > 0 and clock >= self._next):
             self.begin(lambda _: None, hurry=hurry)
 
@@ -101,10 +115,10 @@ class Collecting:
         if self._running:
             return
         self._running = True
-        self._next = time.monotonic() + self._schedule.interval
+        self._next = self._clock() + self._schedule.interval
         done_so_far = Collected()
         future = self._pool.submit(self._collect, hurry, done_so_far)
-        future.add_done_callback(lambda ended: self._post(partial(self._ended, ended, done_so_far)))
+        future.add_done_callback(lambda ended: self._post(partial(self._ended, ended, done_so_far, hurry)))
 
     def take_account_changed(self) -> bool:
         """Whether closures came or went since this was last asked: the gauges have to follow."""
@@ -134,18 +148,35 @@ class Collecting:
         self.still_writing()
         return Outcome(collected, self._schedule.prune(hurry))
 
-    def _ended(self, future: Future[Outcome], collected: Collected) -> None:
+    def _ended(self, future: Future[Outcome], collected: Collected, hurry: bool) -> None:
         self._running = False
         waiting, self._waiting = self._waiting, []
         error = future.exception()
         # What a collection did before it failed is done, and leaves the account all the same.
-        self._count(Outcome(collected, Evicted(0, 0, 0)) if error else future.result())
+        outcome = Outcome(collected, Evicted(0, 0, 0)) if error else future.result()
+        self._count(outcome)
+        if hurry:
+            self._settle_hurry(bool(outcome.freed_bytes or outcome.freed_inodes), failed=error is not None)
         if error is None:
             self._metrics.leases.set(collected.leases)
         elif not self._stopping.is_set():
             self._log.error("collection failed", error=str(error))
         for done in waiting:
             done(future)
+
+    def _settle_hurry(self, brought: bool, *, failed: bool) -> None:
+        """When space that is still low is looked after again, by what the last collection brought back."""
+        most = max(self._schedule.interval or _LONGEST, HURRY_INTERVAL)
+        if brought:
+            self._hurry_wait = HURRY_INTERVAL
+        elif self._low:
+            if self._hurry_wait == HURRY_INTERVAL and not failed:
+                self._log.warning(
+                    "space is low, and nothing on ROOT can be removed: all is in use, or in its grace period. Make "
+                    "room beside it, or see `envfabric gc --dry-run`"
+                )
+            self._hurry_wait = min(2 * self._hurry_wait, most)
+        self._next_hurry = self._clock() + self._hurry_wait
 
     def _count(self, outcome: Outcome) -> None:
         collected = outcome.collected
@@ -168,6 +199,7 @@ class Collecting:
             "collected",
             closures=len(collected.removed),
             generations=collected.generations,
+            resolutions=collected.resolutions,
             bytes=outcome.freed_bytes,
             inodes=outcome.freed_inodes,
             kept=len(collected.kept),

@@ -6,11 +6,11 @@ after the answer finds it there. Belongs to the loop's thread.
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import partial
 from typing import Any
 
 from envfabric.core.errors import FabricError, StoreError
 from envfabric.index.publisher import Publisher
+from envfabric.loop.answering import Answering, Poll, reason_of
 from envfabric.loop.board import Board
 from envfabric.loop.collecting import Collecting, Outcome
 from envfabric.loop.repair import Repair
@@ -23,9 +23,6 @@ from envfabric.store.pins import Pin, Pins
 from envfabric.store.requests import Answer, Inbox, Request
 from envfabric.store.writer import LostWriter
 from envfabric.telemetry import logs
-
-Poll = Callable[[], Answer | None]
-"""Asked in each round of the loop, until it gives the answer."""
 
 
 class Refused(FabricError):
@@ -61,41 +58,31 @@ class Orders:
         self._inbox = inbox
         self._history = history
         self._log = logs.get()
-        self._open: list[tuple[Request, Poll]] = []
+        self._answering = Answering(inbox)
+        self._told: object = None
 
     @property
     def open(self) -> bool:
         """Whether an order waits for its outcome."""
-        return bool(self._open)
+        return self._answering.open
 
     def take(self) -> None:
         """Begins what was left in requests/. Raises `LostWriter`."""
         try:
             for request in self._inbox.take():
-                self._open.append((request, self.begin(request)))
+                self._answering.add(request, self.begin(request))
+            self._told = None
         except LostWriter:
             raise
         except (StoreError, OSError) as error:
-            self._log.error("requests not read", error=str(error))
+            # In each round, as long as it lasts: told once.
+            if (reason := reason_of(error)) != self._told:
+                self._told = reason
+                self._log.error("requests not read", error=str(error))
 
     def settle(self) -> None:
         """Answers the orders whose outcome is there."""
-        still = []
-        for request, poll in self._open:
-            answer = poll()
-            if answer is None:
-                still.append((request, poll))
-                continue
-            self._log.info(
-                "answered", command=request.command, by=request.by, ok=answer.ok, message=answer.message
-            )
-            try:
-                self._inbox.answer(request, answer)
-            except OSError as error:
-                # It is tried again with the next round: the asker waits as long as this daemon lives.
-                self._log.error("request not answered", command=request.command, error=str(error))
-                still.append((request, partial(_given, answer)))
-        self._open = still
+        self._answering.settle()
 
     def begin(self, request: Request) -> Poll:
         """Begins one order; gives what is asked for its answer."""
@@ -227,10 +214,6 @@ class Orders:
         return not waits and published is not None and published.entries.get(spec_id) == entry
 
 
-def _given(answer: Answer) -> Answer:
-    return answer
-
-
 def _is_name(text: str) -> bool:
     """Whether this can be a closure's name: nothing that leads out of store/."""
     return text.replace("-", "").isalnum() and text.isascii()
@@ -241,6 +224,7 @@ def _told(outcome: Outcome) -> Answer:
     data = {
         "removed": collected.removed,
         "generations": collected.generations,
+        "resolutions": collected.resolutions,
         "bytes": outcome.freed_bytes,
         "inodes": outcome.freed_inodes,
         "in_trash": collected.in_trash,

@@ -45,10 +45,20 @@ def make_plan(
     """Compares a revision with the entries so far.
 
     `before` is what the last revision wanted. `found` is given at a start, when what is not ready is tried
-    again and what a crash has parted is brought together.
+    again and what a crash has parted is brought together. Without it, a revision that says which specs it touched is
+    compared in these only, and in those that are refused: why is said again with each revision.
     """
-    plan = Plan(removed=sorted(set(entries) - set(wanted.specs)))
-    for spec_id, ref in wanted.specs.items():
+    if found is None and wanted.touched is not None:
+        plan = Plan(dict(entries), removed=sorted(wanted.touched & (entries.keys() - wanted.specs.keys())))
+        for spec_id in plan.removed:
+            del plan.entries[spec_id]
+        still_refused = {one for one, ref in wanted.specs.items() if ref.refused is not None}
+        looked_at = sorted(wanted.specs.keys() & (wanted.touched | still_refused))
+    else:
+        plan = Plan(removed=sorted(entries.keys() - wanted.specs.keys()))
+        looked_at = list(wanted.specs)
+    for spec_id in looked_at:
+        ref = wanted.specs[spec_id]
         old = entries.get(spec_id)
         if old and found:
             old = _look_at_served(spec_id, old, found, plan)

@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from packaging.version import Version
 
+from envfabric.build.closure import Closure
 from envfabric.build.environment import Builder, Built, Recipe, recipe_from, recipe_of
 from envfabric.build.interpreters import Interpreter, Interpreters
 from envfabric.build.resolve import Resolution, Resolver
@@ -25,6 +26,9 @@ from envfabric.store.closures import Closures, digest_of
 from envfabric.store.generations import Content, Generation, Generations
 from envfabric.store.pins import Pin, Pins
 from envfabric.store.root import Root, now
+
+MEANT = 1000
+"""Closures that are kept at hand with their digests."""
 
 Purpose = Literal["wanted", "pinned", "healed"]
 """Why a closure is needed: for the committed content, for a pin, or to serve again what was served."""
@@ -66,6 +70,8 @@ class Located:
 
     request: Request
     recipe: Recipe
+    digest: str
+    """The closure's digest."""
     draft: Generation
     """The generation to write: without its closure's name, and with the number of the one it replaces."""
     built: bool
@@ -77,11 +83,6 @@ class Located:
     def id(self) -> str:
         """The spec's id."""
         return self.request.ref.id
-
-    @property
-    def digest(self) -> str:
-        """The closure's digest."""
-        return self.recipe.closure.digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,15 @@ class Served:
 
 
 Recalled = Suspended | Unresolved | Located | Served
+
+
+@dataclass(frozen=True, slots=True)
+class _Meant:
+    """A closure with what is derived from it: thousands of specs mean the same one."""
+
+    closure: Closure
+    digest: str
+    inputs: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +140,7 @@ class Realiser:
         self._generations = generations
         self._pins = pins
         self._claims = claims
+        self._known: dict[str, _Meant] = {}
 
     def recall(self, request: Request) -> Recalled:
         """What is known of the content, without asking uv. Raises `SpecError`, `StoreError`, `OSError`."""
@@ -169,14 +180,14 @@ class Realiser:
         del with_id
         if known is None:
             return Unresolved(request, spec, python, base, key)
-        return self._locate(request, spec, known)
+        return self._locate(request, spec, key, known)
 
     def resolve(self, unresolved: Unresolved) -> tuple[Located, float]:
         """Asks uv; gives the seconds that it took, too. Raises `SpecError`, `StoreError`, `OSError`."""
         began = time.monotonic()
         resolution = self._resolver.resolve(unresolved.spec, unresolved.python, unresolved.base)
         seconds = time.monotonic() - began
-        return self._locate(unresolved.request, unresolved.spec, resolution), seconds
+        return self._locate(unresolved.request, unresolved.spec, unresolved.key, resolution), seconds
 
     def build(self, located: Located, tell: Callable[[str], None]) -> Built | None:
         """Builds a closure; None where somebody else has by now. Raises `SpecError`, `StoreError`, `OSError`."""
@@ -207,11 +218,13 @@ class Realiser:
             self._pins.replace(located.id, pin, Pin(generation.number, pin.tree))
         return generation
 
-    def _locate(self, request: Request, spec: Spec, resolution: Resolution) -> Located:
-        closure = resolution.closure
+    def _locate(self, request: Request, spec: Spec, key: str, resolution: Resolution) -> Located:
+        meant = self._meant(key, resolution.closure)
+        closure = meant.closure
+        resolution = replace(resolution, closure=closure)
         self._check_ray(spec, closure.version_of("ray"))
         # Claimed first, looked at then: the collector can't take it away in between.
-        claim = self._claims.claim(spec.id, closure.digest)
+        claim = self._claims.claim(spec.id, meant.digest)
         draft = Generation(
             spec=spec.id,
             number=0,
@@ -224,10 +237,19 @@ class Realiser:
             ray_version=closure.version_of("ray"),
             lock_origin=resolution.origin,
             runtime_env=spec.table.runtime_env.model_dump(),
-            closure=closure.inputs,
+            closure=meant.inputs,
         )
-        built = self._closures.locate(closure.digest) is not None
-        return Located(request, recipe_of(spec, resolution), draft, built, claim)
+        built = self._closures.locate(meant.digest) is not None
+        return Located(request, recipe_of(spec, resolution), meant.digest, draft, built, claim)
+
+    def _meant(self, key: str, closure: Closure) -> _Meant:
+        """The closure that was found for a question, one object for all who asked it."""
+        known = self._known.get(key)
+        if known is None or known.closure != closure:
+            if len(self._known) >= MEANT:
+                self._known.clear()
+            known = self._known[key] = _Meant(closure, closure.digest, closure.inputs)
+        return known
 
     def _again(self, request: Request, generation: Generation, purpose: Purpose) -> Served | Located | None:
         """A retained generation as it is, or built again from its own files where its closure is no good.
@@ -249,7 +271,7 @@ class Realiser:
         if recipe.closure.digest != digest or not Path(recipe.closure.interpreter.path).exists():
             return None
         built = self._closures.locate(digest) is not None
-        return Located(request, recipe, generation, built, claim, purpose)
+        return Located(request, recipe, digest, generation, built, claim, purpose)
 
     def _base(self, request: Request, same: list[Generation], retained: list[Generation]) -> bytes | None:
         """The lock whose versions are kept: of the same content whose closure is gone, else of what is served."""

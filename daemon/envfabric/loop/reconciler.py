@@ -9,6 +9,7 @@ import math
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from envfabric.core.errors import StoreError
@@ -21,7 +22,8 @@ from envfabric.loop.plan import Found, make_plan
 from envfabric.loop.repair import Repair
 from envfabric.loop.work import Work
 from envfabric.specs.repository import Repository, SourceError
-from envfabric.specs.tree import Wanted, find_specs
+from envfabric.specs.revisions import Revision, read_revision
+from envfabric.specs.tree import Wanted
 from envfabric.store.closures import Closures
 from envfabric.store.history import History
 from envfabric.store.left import Left
@@ -81,6 +83,7 @@ class Reconciler:
         self._log = logs.get()
         self._held: set[str] = set()
         self._next_look = 0.0
+        self._revision: Revision | None = None
         self.board = board
         self.work = work
         self.heartbeat = time.monotonic()
@@ -136,7 +139,7 @@ class Reconciler:
                 return Answer(
                     False, "nothing is published yet; start the daemon, or `envfabric run --once`, first"
                 )
-            wanted = find_specs(self._repository.tree(published.revision))
+            wanted = read_revision(self._repository, published.revision).wanted
             self.board.stand(published, wanted)
             # No look comes due: the loop would not wait at all.
             self._next_look = math.inf
@@ -210,7 +213,8 @@ class Reconciler:
         self._next_look = 0.0
 
     def _look(self) -> None:
-        self._next_look = time.monotonic() + self._interval
+        began = time.monotonic()
+        self._next_look = began + self._interval
         try:
             # One that lost its lock while it had nothing to publish finds out here, too.
             self._writer.check()
@@ -237,16 +241,20 @@ class Reconciler:
                 raise
             return
         self._metrics.reconcile_last_success.set_to_current_time()
+        self._log.debug("looked", commit=commit, seconds=round(time.monotonic() - began, 4))
 
     def _adopt(self, commit: str) -> None:
         """Makes `commit` the revision: compares it with what is served and queues the difference."""
-        wanted = find_specs(self._repository.tree(commit))
-        found = self._found()
+        began = time.monotonic()
+        revision = read_revision(self._repository, commit, self._revision)
+        wanted, found = revision.wanted, self._found()
         plan = make_plan(commit, wanted, self.board.refs, self.board.entries, found)
         # Before the revision counts as seen: what fails here is done again with the next look.
         for spec_id in (*plan.removed, *self._ended_pins(wanted, found)):
             self._pins.remove(spec_id)
         self.board.adopt(commit, wanted, plan)
+        # Only what was adopted is a base for the next: entries and specs belong together.
+        self._revision = revision
         for spec_id in plan.removed + plan.refused:
             self.work.forget(spec_id)
         # One that is refused gets nothing new, but what it serves is healed like any other's.
@@ -260,6 +268,7 @@ class Reconciler:
             removed=len(plan.removed),
             problems=len(wanted.problems),
             lost=len(plan.lost),
+            seconds=round(time.monotonic() - began, 4),
         )
         # With changes under way the outcome is published, and not a moment before it that nobody needs.
         self._publisher.want(outcome=not plan.changed or bool(plan.lost))
@@ -282,15 +291,15 @@ class Reconciler:
         return Found(present, self._closures.damaged(), waiting, self._pins.all())
 
     def _publish(self) -> None:
-        board = self.board
+        board, began = self.board, time.monotonic()
         before = self._publisher.published
         try:
             # Before anything is written: a lower epoch changes nothing any more.
             self._writer.check()
-            for entry in board.entries.values():
-                if entry.serving and entry.serving in self._left.known():
+            if left := set(self._left.known()):
+                for name in left.intersection(one.serving for one in board.entries.values()):
                     # Before it is named again: its grace period begins anew when it leaves the next time.
-                    self._left.forget(entry.serving)
+                    self._left.forget(name)
             board.keep_retries()
             index = self._publisher.publish(board.revision, board.entries, board.problems)
         except LostWriter:
@@ -310,7 +319,13 @@ class Reconciler:
         self._note(before, index)
         for seconds in board.published():
             self._metrics.commit_to_publish.observe(seconds)
-        self._log.info("published", sequence=index.sequence, commit=index.revision, complete=index.complete)
+        self._log.info(
+            "published",
+            sequence=index.sequence,
+            commit=index.revision,
+            complete=index.complete,
+            seconds=round(time.monotonic() - began, 4),
+        )
 
     def _note(self, before: Index | None, index: Index) -> None:
         """What of a publication goes into the audit trail: who serves another generation than before."""
@@ -327,8 +342,9 @@ class Reconciler:
 
     def _show(self) -> None:
         totals = self._usage.totals()
-        served = [one.serving for one in self.board.entries.values() if one.serving]
-        logical = sum(self._usage.logical(digest) for digest in served)
+        # Thousands of specs share a few closures.
+        served = Counter(one.serving for one in self.board.entries.values() if one.serving)
+        logical = sum(times * self._usage.logical(digest) for digest, times in served.items())
         self._metrics.store_closures.set(totals.closures)
         self._metrics.store_inodes.set(totals.inodes)
         self._metrics.store_physical_bytes.set(totals.physical_bytes)

@@ -35,6 +35,8 @@ class _Case:
     gone: list[str] = field(default_factory=list)
     specs: dict[str, str] = field(default_factory=dict)
     """The closure that each spec served when it began."""
+    waiting: list[str] = field(default_factory=list)
+    """Those of them whose outcome has not been seen yet."""
     error: str | None = None
     proven: bool = False
 
@@ -75,18 +77,24 @@ class Repair:
         published.
         """
         case = _Case()
+        wanted = set(names)
         served: dict[str, list[str]] = {}
-        for spec_id, one in self._board.serving().items():
-            if one.name in names:
-                served.setdefault(one.name, []).append(spec_id)
+        for spec_id, entry in self._board.entries.items():
+            if entry.serving in wanted:
+                served.setdefault(entry.serving, []).append(spec_id)
         future = self._pool.submit(self._prove, case, names, served)
         future.add_done_callback(lambda ended: self._post(partial(self._proven, ended, case)))
 
         def poll() -> Answer | None:
             if case.error is not None:
                 return Answer(False, case.error)
-            if not case.proven or any(self._under_way(one, settled) for one in case.specs):
+            if not case.proven:
                 return None
+            # Each is asked until its outcome is there, and then no more: a round costs what ended since the last.
+            while case.waiting:
+                if self._under_way(case.waiting[-1], settled):
+                    return None
+                case.waiting.pop()
             return self._told(case)
 
         return poll
@@ -130,6 +138,8 @@ class Repair:
                 case.specs[spec_id] = entry.serving
                 self._board.heal[spec_id] = entry.generation
                 self._work.add(spec_id)
+        # The last ones are asked first.
+        case.waiting = list(reversed(case.specs))
         case.proven = True
 
     def _under_way(self, spec_id: str, settled: Callable[[str], bool]) -> bool:

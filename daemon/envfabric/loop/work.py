@@ -6,7 +6,7 @@ loop's thread; the steps themselves run in worker threads and come back through 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from envfabric.core.errors import Reason, SpecError
 from envfabric.loop.board import Board
 from envfabric.loop.counting import Counting
 from envfabric.loop.lane import Lane
+from envfabric.loop.reading import Reading
 from envfabric.loop.realise import (
     Located,
     Purpose,
@@ -30,7 +31,6 @@ from envfabric.loop.realise import (
     Unresolved,
 )
 from envfabric.specs.repository import Repository, SourceError
-from envfabric.specs.toml import MAX_BYTES
 from envfabric.specs.tree import SpecRef
 from envfabric.store.generations import Generation
 from envfabric.store.usage import Usage
@@ -40,12 +40,12 @@ from envfabric.telemetry.metrics import Metrics
 T = TypeVar("T")
 W = TypeVar("W", Unresolved, Located)
 
-RECALLERS = 4
-"""Specs that are read and compared at a time."""
-FINISHERS = 4
-"""Generations that are written at a time."""
-
-
+RECALLERS = 8
+"""Specs that are read and compared at a time: each waits for the NAS more than for the processor."""
+FINISHERS = 16
+"""Generations that are written at a time: they share their flushes, see store/together."""
+BACKLOG = 4 * FINISHERS
+"""Generations that wait to be written, above which nothing more is recalled: each has a lock with it."""
 _ASKERS_OWN = {Reason.INVALID_SPEC, Reason.VALIDATION}
 """Refusals that hang on the one who asked (its name, its need of Ray), not on the question."""
 
@@ -76,7 +76,7 @@ class Work:
     ) -> None:
         """`builders` closures are built at a time; `post` hands a call to the loop's thread."""
         self._board = board
-        self._repository = repository
+        self._reading = Reading(repository)
         self._realiser = realiser
         self._metrics = metrics
         self._counting = Counting(usage, metrics)
@@ -129,7 +129,7 @@ class Work:
 
     def start(self) -> bool:
         """Starts as many steps as there are free slots; whether a build was among them."""
-        while len(self._recalling) < RECALLERS:
+        while len(self._recalling) < RECALLERS and self._finishing.waiting < BACKLOG:
             # One thread a spec: newer content waits for the step that is running for the older.
             waiting = chain(self._todo, self._again)
             spec_id = next((one for one in waiting if one not in self._recalling), None)
@@ -138,6 +138,8 @@ class Work:
             self._todo.pop(spec_id, None)
             self._again.pop(spec_id, None)
             self._recall(spec_id)
+        if not self._todo and not self._again:
+            self._reading.forget()
         for key, unresolved in self._resolving.start():
             self._resolve(key, unresolved)
         before = self._building.waiting
@@ -167,24 +169,18 @@ class Work:
         entry = self._board.entries[spec_id]
         try:
             heal = self._board.heal.get(spec_id)
-            request = Request(ref, entry.commit, self._read(ref), entry.generation, heal)
+            files = self._reading.files(ref, self._upcoming())
+            request = Request(ref, entry.commit, files, entry.generation, heal)
         except (SpecError, SourceError) as error:
             self._board.fail(spec_id, error)
             return
         self._recalling.add(spec_id)
         self._submit(partial(self._realiser.recall, request), partial(self._recalled, request), [ref])
 
-    def _read(self, ref: SpecRef) -> Mapping[str, bytes]:
-        if ref.refused is not None:
-            return {}
-        for name, oid in ref.blobs:
-            size = self._repository.size(oid)
-            if size > MAX_BYTES[name]:
-                raise SpecError(
-                    Reason.INVALID_SPEC,
-                    f"{ref.id}/{name} has {size} bytes; at most {MAX_BYTES[name]} are read.",
-                )
-        return {name: self._repository.read(oid) for name, oid in ref.blobs}
+    def _upcoming(self) -> Iterator[SpecRef]:
+        """The specs whose turn comes next."""
+        refs = self._board.refs
+        return (refs[one] for one in chain(self._todo, self._again) if one in refs)
 
     def _recalled(self, request: Request, future: Future[Recalled]) -> None:
         ref = request.ref

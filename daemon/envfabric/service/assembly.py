@@ -30,7 +30,7 @@ from envfabric.store.history import History
 from envfabric.store.leases import Leases
 from envfabric.store.pins import Pins
 from envfabric.store.requests import Inbox
-from envfabric.store.retention import Retention, Rules, Served, Serving
+from envfabric.store.retention import Holdings, Retention, Rules, Served, Serving
 from envfabric.store.root import Root
 from envfabric.store.usage import Usage
 from envfabric.store.writer import Writer
@@ -58,7 +58,7 @@ def assemble(
     usage, history = Usage(root, files), History(root, files)
     publisher = Publisher(root, files, writer, generations)
     board = Board(root, files, metrics, lambda: publisher.want(outcome=True))
-    compiling = Compiling(Bytecode(root, files, closures.hashes.of), files, uv)
+    compiling = Compiling(Bytecode(root, files), files, uv)
     builder = Builder(closures, files, uv, compiling if settings.bytecode else None)
     realiser = Realiser(
         root,
@@ -105,10 +105,8 @@ def assemble(
         compiling.distrust()
         builder.forgotten()
 
-    retention, leases, rules = retention_of(settings, root, files, closures, generations, pins, serving)
-    collector = Collector(
-        root, files, closures, generations, leases, claims, retention, rules, check, serving
-    )
+    retention, _, _ = retention_of(settings, root, files, closures, generations, pins, serving)
+    collector = Collector(retention, claims, check)
     schedule = Schedule(settings.gc.interval, settings.gc.min_free, prune)
     collecting = Collecting(root, collector, usage, metrics, history, schedule, inbox.put)
     repair = Repair(root, board, work, closures, generations, history, forget, writer.check, inbox.put)
@@ -158,6 +156,9 @@ def retention_of(
 ) -> tuple[Retention, Leases, Rules]:
     """What is retained on ROOT by these settings; reading it needs no lock."""
     gc = settings.gc
-    rules = Rules(gc.grace, gc.generations, gc.generation_age, gc.trash_age, gc.scan)
+    rules = Rules(
+        gc.grace, gc.generations, gc.generation_age, gc.trash_age, gc.scan, settings.resolution_max_age
+    )
     leases = Leases(root, files)
-    return Retention(root, files, closures, generations, pins, leases, rules, serving), leases, rules
+    holdings = Holdings(root, files, closures, generations, pins, leases, rules, serving)
+    return Retention(holdings), leases, rules

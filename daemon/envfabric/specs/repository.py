@@ -7,11 +7,12 @@ belongs to one thread.
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import git
 
@@ -70,6 +71,8 @@ class Repository:
             "GIT_TERMINAL_PROMPT": "0",
             "GIT_OPTIONAL_LOCKS": "0",
             "GIT_NO_REPLACE_OBJECTS": "1",
+            # A folder named like one of git's path patterns is that folder.
+            "GIT_LITERAL_PATHSPECS": "1",
             "LC_ALL": "C",
         }
         # An operator who names a repository trusts it, whoever owns it.
@@ -117,11 +120,13 @@ class Repository:
         if self.spec_path and self._ask("cat-file", "-t", f"{commit}:{self.spec_path}") != "tree":
             raise SourceError(f"{self.spec_path} is no folder in commit {commit[:12]} of {self.path}")
 
-    def tree(self, commit: str) -> list[TreeItem]:
-        """Every entry below the spec folder at `commit`, folders too, paths relative to it."""
+    def tree(self, commit: str, below: Sequence[str] = ()) -> list[TreeItem]:
+        """Every entry below the spec folder at `commit`, folders too, paths relative to it.
+
+        With `below` only what lies at and below these paths, and the folders that lead there.
+        """
         self.check_spec_path(commit)
-        treeish = f"{commit}:{self.spec_path}" if self.spec_path else commit
-        out = self._run("ls-tree", "-r", "-t", "-z", "--full-tree", treeish)
+        out = self._run("ls-tree", "-r", "-t", "-z", "--full-tree", self._specs_of(commit), "--", *below)
         items = []
         for line in out.split(b"\0"):
             if line:
@@ -129,6 +134,18 @@ class Repository:
                 mode, kind, oid = head.decode("ascii").split(" ")
                 items.append(TreeItem(mode, kind, oid, path.decode("utf-8", "surrogateescape")))
         return items
+
+    def changes(self, before: str, after: str) -> set[str]:
+        """The paths below the spec folder that differ between two commits, folders and what they held too.
+
+        Raises `SourceError` where one of them can't be read, which after a rewritten history says little.
+        """
+        trees = (self._specs_of(before), self._specs_of(after))
+        out = self._run("diff-tree", "-r", "-t", "-z", "--name-only", "--no-renames", *trees, "--")
+        return {path.decode("utf-8", "surrogateescape") for path in out.split(b"\0") if path}
+
+    def _specs_of(self, commit: str) -> str:
+        return f"{commit}:{self.spec_path}" if self.spec_path else commit
 
     def size(self, oid: str) -> int:
         """The size in bytes of an object. Raises `SourceError` where it is missing or corrupt."""
@@ -140,9 +157,50 @@ class Repository:
         with self._reading(oid):
             data = bytes(self._repo.git.get_object_data(oid)[3])
             # cat-file gives what it could unpack of a damaged object without a word.
-            if hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() != oid:
+            if _blob_id(data) != oid:
                 raise ValueError("its content is damaged")
             return data
+
+    def read_many(self, oids: Iterable[str], most: int) -> dict[str, bytes]:
+        """The contents of blobs in two exchanges with git: as many as come to `most` bytes together.
+
+        What is missing, corrupt or too much is left out; `size` and `read` say why.
+        """
+        found: dict[str, bytes] = {}
+        wanted = list(dict.fromkeys(oids))
+        if not wanted:
+            return found
+        with contextlib.suppress(SourceError):
+            # The first of each kind starts git's process where there is none.
+            sizes = {wanted[0]: self.size(wanted[0])}
+            with self._reading(wanted[0]):
+                answers = self._answers(self._repo.git.cat_file_header, wanted[1:])
+                sizes |= {oid: size for oid, kind, size in answers if kind == b"blob"}
+            together = accumulate(sizes.values())
+            fitting = [oid for oid, up_to in zip(sizes, together, strict=True) if up_to <= most]
+            found |= {oid: self.read(oid) for oid in fitting[:1]}
+            with self._reading(wanted[0]):
+                process: Any = self._repo.git.cat_file_all
+                for oid, kind, size in self._answers(process, fitting[1:]):
+                    data = process.stdout.read(size + 1)[:-1] if kind == b"blob" else b""
+                    if _blob_id(data) == oid:
+                        found[oid] = data
+        return found
+
+    def _answers(self, process: Any, oids: list[str]) -> Iterator[tuple[str, bytes, int]]:
+        """Asks for many objects at once, and gives the first line of each answer: id, type, size.
+
+        The questions are few enough to fit into the pipe: git may wait with its answers until they are read.
+        """
+        if not oids:
+            return
+        process.stdin.write("".join(f"{oid}\n" for oid in oids).encode())
+        process.stdin.flush()
+        for oid in oids:
+            found, kind, *size = process.stdout.readline().split()
+            if found != oid.encode():
+                raise ValueError(f"git answered of {found!r}")
+            yield oid, kind, int(size[0]) if size else 0
 
     def watched(self) -> tuple[list[Path], list[Path]]:
         """Folders whose changes can mean a new commit: (to be watched deeply, flat only)."""
@@ -185,3 +243,7 @@ class Repository:
         if not isinstance(out, bytes):
             raise SourceError(f"git {command} gave no output")
         return out
+
+
+def _blob_id(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

@@ -4,12 +4,15 @@ Reads no file's content: one wrong file can't keep the others from being found.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from envfabric.core import ids
 from envfabric.core.errors import Reason
 from envfabric.specs.repository import TreeItem
+
+T = TypeVar("T")
 
 SPEC_FILES = ("pyproject.toml", "uv.lock", ".python-version")
 """The only files of a spec folder that are ever read."""
@@ -43,35 +46,110 @@ class Wanted:
 
     specs: dict[str, SpecRef] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    touched: frozenset[str] | None = field(default=None, compare=False)
+    """The only ids that may differ from the revision before, or have gone; None where any may."""
+    places: "Places | None" = field(default=None, compare=False, repr=False)
 
 
-def find_specs(items: Iterable[TreeItem]) -> Wanted:
-    """Sorts a tree's entries into specs and misplaced pyproject.toml files."""
+@dataclass(slots=True)
+class Places:
+    """What was found in each place, so that a later revision need not find it again.
+
+    A place is the first two names of a path: what lies there decides by itself what is said of it, except of
+    ids that differ only by case.
+    """
+
+    plain: dict[str, SpecRef] = field(default_factory=dict)
+    """The specs by id, as if each had no twin."""
+    problems: dict[str, list[Problem]] = field(default_factory=dict)
+    """By place; none is empty."""
+    twins: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """The ids that are the same without their case, in order, by what they are then."""
+
+
+def place_of(path: str) -> str | None:
+    """The place that a path belongs to; None for the top's own entries, of which nothing is ever said."""
+    parts = path.split("/", 2)
+    return "/".join(parts[:2]) if len(parts) > 1 else None
+
+
+def find_specs(
+    items: Iterable[TreeItem], before: Wanted | None = None, changed: Collection[str] = ()
+) -> Wanted:
+    """Sorts a tree's entries into specs and misplaced pyproject.toml files.
+
+    With `before`, `items` hold all that now lies in the `changed` places, and any other place is as it was then.
+    """
+    specs, problems = _sort(items)
+    if before is None or before.places is None:
+        found = Places(specs, problems, _twins(specs))
+        refs = dict(specs)
+        touched: set[str] | None = None
+        groups: Iterable[tuple[str, ...]] = found.twins.values()
+    else:
+        kept = before.places
+        found = Places(dict(kept.plain), dict(kept.problems), dict(kept.twins))
+        refs, touched = dict(before.specs), set()
+        for place in changed:
+            _put(found.plain, place, specs.get(place))
+            _put(found.problems, place, problems.get(place))
+        for folded, new in _twins(changed).items():
+            names = {*found.twins.get(folded, ()), *new}
+            touched |= names
+            for one in names:
+                _put(refs, one, found.plain.get(one))
+            _put(found.twins, folded, tuple(sorted(names & found.plain.keys())) or None)
+        groups = (found.twins[one.casefold()] for one in touched if one in refs)
+    for group in groups:
+        if len(group) > 1:
+            _refuse_case_twins(refs, group)
+    told = sorted((one for some in found.problems.values() for one in some), key=lambda one: one.path)
+    return Wanted(refs, told, None if touched is None else frozenset(touched), found)
+
+
+def _sort(items: Iterable[TreeItem]) -> tuple[dict[str, SpecRef], dict[str, list[Problem]]]:
+    """The specs by id, and the problems by place."""
     trees: dict[str, str] = {}
     files: dict[str, dict[str, TreeItem]] = defaultdict(dict)
-    misplaced: list[tuple[str, ...]] = []
+    misplaced: list[str] = []
     for item in items:
-        parts = tuple(item.path.split("/"))
-        if any(part.startswith(".") for part in parts[:-1]):
+        parts = item.path.split("/")
+        if "." in item.path and any(part.startswith(".") for part in parts[:-1]):
             continue
         if item.kind == "tree":
             if len(parts) == 2:
                 trees[item.path] = item.oid
         elif len(parts) == 3 and parts[2] in SPEC_FILES:
-            files["/".join(parts[:2])][parts[2]] = item
+            files[f"{parts[0]}/{parts[1]}"][parts[2]] = item
         elif parts[-1] == "pyproject.toml" and len(parts) != 1:
-            misplaced.append(parts)
-    wanted = Wanted()
+            misplaced.append(item.path)
+    specs: dict[str, SpecRef] = {}
+    problems: dict[str, list[Problem]] = defaultdict(list)
     folders = {folder for folder, found in files.items() if "pyproject.toml" in found}
     for folder in sorted(folders):
         if ids.is_id(folder) and folder in trees:
-            wanted.specs[folder] = _reference(folder, trees[folder], files[folder])
+            specs[folder] = _reference(folder, trees[folder], files[folder])
         else:
-            wanted.problems.append(_bad_id(folder))
-    wanted.problems += [_misplaced(parts) for parts in misplaced if "/".join(parts[:2]) not in folders]
-    wanted.problems.sort(key=lambda problem: problem.path)
-    _refuse_case_twins(wanted.specs)
-    return wanted
+            problems[folder].append(_bad_id(folder))
+    for path in misplaced:
+        if (place := place_of(path)) is not None and place not in folders:
+            problems[place].append(_misplaced(path))
+    return specs, dict(problems)
+
+
+def _twins(specs: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for spec_id in specs:
+        folded = spec_id.casefold()
+        found[folded] = (*found.get(folded, ()), spec_id)
+    return found
+
+
+def _put(into: dict[str, T], key: str, value: T | None) -> None:
+    if value is None:
+        into.pop(key, None)
+    else:
+        into[key] = value
 
 
 def _reference(spec_id: str, tree: str, found: dict[str, TreeItem]) -> SpecRef:
@@ -95,8 +173,7 @@ def _bad_id(folder: str) -> Problem:
     )
 
 
-def _misplaced(parts: tuple[str, ...]) -> Problem:
-    path = "/".join(parts)
+def _misplaced(path: str) -> Problem:
     return Problem(
         path=ids.shown(path, 300),
         reason=Reason.INVALID_SPEC,
@@ -105,13 +182,9 @@ def _misplaced(parts: tuple[str, ...]) -> Problem:
     )
 
 
-def _refuse_case_twins(specs: dict[str, SpecRef]) -> None:
+def _refuse_case_twins(refs: dict[str, SpecRef], names: tuple[str, ...]) -> None:
     # Some NAS file systems fold case: there two such ids would be one folder.
-    twins: dict[str, list[str]] = defaultdict(list)
-    for spec_id in specs:
-        twins[spec_id.casefold()].append(spec_id)
-    for spec_id, ref in list(specs.items()):
-        others = [other for other in twins[spec_id.casefold()] if other != spec_id]
-        if others:
-            message = f"{spec_id} and {', '.join(others)} differ only by case; rename all but one."
-            specs[spec_id] = SpecRef(ref.id, ref.tree, ref.blobs, message)
+    for spec_id in names:
+        others = ", ".join(other for other in names if other != spec_id)
+        message = f"{spec_id} and {others} differ only by case; rename all but one."
+        refs[spec_id] = replace(refs[spec_id], refused=message)

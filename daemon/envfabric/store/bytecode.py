@@ -15,16 +15,16 @@ import errno
 import hashlib
 import math
 import os
+import stat
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from envfabric.store.files import Files
-from envfabric.store.manifest import DEEPEST
+from envfabric.store.files import Files, Stamp, stamp
 from envfabric.store.root import Root
+from envfabric.store.sealing import Inventory, Known, Sources
 
 PROOF = hashlib.sha256().digest_size
 """Bytes at the end of a compiled file: the SHA-256 of those before them and of its key."""
@@ -34,23 +34,20 @@ _AT_LIMIT = {errno.EMLINK, errno.EPERM, errno.EACCES, errno.EINVAL}
 _LONGEST_NAME = 255 - 40
 _LONGEST_FOLDER = 4096 - 255 - 40
 """Bytes of a source's name and of its folder's path that leave room for those of a compiled file."""
+_SURELY_SHORT = _LONGEST_NAME // 4
+"""Characters that are no more than so many bytes, whatever they are."""
+_SEALED = 0o444
+_UNKNOWN: tuple[Known | None, Stamp] = None, (0, 0, 0)
+_HEAD = 16
+"""Bytes at the beginning of a compiled file: magic number, flags, and the source's time and size, or its hash."""
+_FLAGS = slice(4, 8)
 _SLOW = 0.0003
 """Seconds for one file from which on the time is the file server's, and several are asked for at once."""
 _TRIED = 64
 """Files by which that is told."""
 _THREADS = 16
-_REMEMBERED = 200_000
+_REMEMBERED = 100_000
 """Compiled files and keys that are kept in memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Folder:
-    """The sources in one folder of an environment."""
-
-    path: str
-    names: tuple[str, ...]
-    cached: bool
-    """Whether its `__pycache__` is there already."""
 
 
 class Missing(NamedTuple):
@@ -59,9 +56,9 @@ class Missing(NamedTuple):
     source: str
     target: str
     """Where the environment wants it."""
+    listed: str
+    """That place as the manifest lists it."""
     key: str
-    size: int
-    """Bytes of the source."""
 
     @property
     def digest(self) -> str:
@@ -86,40 +83,6 @@ class Linked:
         self.missing += other.missing
 
 
-def sources(venv: Path) -> list[Folder]:
-    """Every folder below the environment's lib/ that has Python sources. Raises `OSError`.
-
-    Left out are those whose `__pycache__` is no folder: it could lead anywhere; and those too deep, or with too
-    long a name, for one more level.
-    """
-    found = []
-    waiting = [(os.path.join(venv, "lib"), 1)]
-    while waiting:
-        folder, depth = waiting.pop()
-        names, cached, odd = [], False, False
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    if entry.name == "__pycache__":
-                        cached = True
-                    else:
-                        waiting.append((entry.path, depth + 1))
-                elif entry.name == "__pycache__":
-                    odd = True
-                elif _is_source(entry):
-                    names.append(entry.name)
-        if names and not odd and depth + 1 < DEEPEST and len(os.fsencode(folder)) <= _LONGEST_FOLDER:
-            found.append(Folder(folder, tuple(sorted(names)), cached))
-    return found
-
-
-def _is_source(entry: os.DirEntry[str]) -> bool:
-    name = entry.name
-    if not name.endswith(".py") or name == ".py" or len(os.fsencode(name)) > _LONGEST_NAME:
-        return False
-    return entry.is_file(follow_symlinks=False)
-
-
 def proof(body: bytes, key: str) -> bytes:
     """What a compiled file with this body has to end in under this key; build/compiler.py writes it."""
     return hashlib.sha256(body + key.encode()).digest()
@@ -128,82 +91,91 @@ def proof(body: bytes, key: str) -> bytes:
 class Bytecode:
     """The bytecode store of one ROOT. Safe for threads."""
 
-    def __init__(self, root: Root, files: Files, digest: Callable[[str, os.stat_result], str]) -> None:
-        """`digest` gives the SHA-256 of the file at a path whose status was just taken: the sealing's memory."""
-        self._root = root
+    def __init__(self, root: Root, files: Files) -> None:
         self._files = files
-        self._digest = digest
         self._base = f"{root.bytecode}/"
-        # By inode: a shared file is read once for all environments, as at sealing.
-        self._proven: set[tuple[int, int, int]] = set()
+        self._proven: dict[str, tuple[Known, Stamp]] = {}
+        """By entry, with the stamp that it had: a shared file is read once for all environments."""
         self._bad: set[str] = set()
         self._last: dict[str, int] = {}
         """The number of the copy that still takes links, for keys that have several."""
 
-    def link(self, folders: list[Folder], tag: str, kind: str) -> Linked:
-        """Links what the store has of these sources' bytecode into the environment that they lie in.
+    def link(self, inventory: Inventory, tag: str, kind: str) -> Linked:
+        """Links what the store has of the bytecode of an inventory's sources into their environment, and lists it.
 
         `tag` is the one in the names of the interpreter's compiled files, `kind` the interpreter's part of
-        the key. A compiled file that a wheel brought along stays as it is. Raises `OSError`.
+        the key. Raises `OSError`.
         """
         total = Linked()
-        tried, fastest, waiting = 0, math.inf, iter(folders)
-        for folder in waiting:
+        tried, fastest, waiting = 0, math.inf, iter(inventory.sources)
+        for sources in waiting:
             began = time.monotonic()
-            total.add(self._link_folder(folder, tag, kind))
+            total.add(self._link_folder(inventory, sources, tag, kind))
             # The fastest one tells: a busy machine is slow now and then, a file server each time.
-            fastest = min(fastest, (time.monotonic() - began) / len(folder.names))
-            tried += len(folder.names)
+            fastest = min(fastest, (time.monotonic() - began) / len(sources.names))
+            tried += len(sources.names)
             if tried >= _TRIED and fastest > _SLOW:
                 break
         # Where nothing is left, no thread is started.
         with ThreadPoolExecutor(_THREADS, "bytecode") as pool:
-            for found in pool.map(lambda one: self._link_folder(one, tag, kind), waiting):
+            for found in pool.map(lambda one: self._link_folder(inventory, one, tag, kind), waiting):
                 total.add(found)
         return total
 
-    def link_one(self, wanted: Missing) -> bool:
-        """Whether the store has it by now; it is linked then. Raises `OSError`."""
-        number = self._last.get(wanted.key, 0)
+    def link_one(self, inventory: Inventory, wanted: Missing) -> bool:
+        """Whether the store has it by now; it is linked and listed then. Raises `OSError`."""
+        key, target = wanted.key, wanted.target
+        number = self._last.get(key, 0) if self._last else 0
         while True:
-            entry = self._path(wanted.key, number)
+            entry = self._path(key, number)
             try:
-                self._files.link(entry, wanted.target)
+                self._files.link(entry, target)
             except FileNotFoundError:
+                self._proven.pop(entry, None)
                 if not number:
                     return False
                 # Collected since: its environments are gone.
-                self._last.pop(wanted.key, None)
+                self._last.pop(key, None)
                 number = 0
                 continue
             except OSError as error:
                 if error.errno not in _AT_LIMIT:
                     raise
-                last = self._last_copy(wanted.key)
+                last = self._last_copy(key)
                 if last <= number:
-                    return self._copy(entry, wanted, last + 1)
-                self._note_last(wanted.key, last)
+                    return self._copy(inventory, entry, wanted, last + 1)
+                self._note_last(key, last)
                 number = last
                 continue
-            if self._proves(wanted.target, wanted.key):
+            # Looked at each time: a write into a file that is shared by the whole fleet changes its time at least.
+            found = stamp(os.lstat(target))
+            known, proven = self._proven.get(entry, _UNKNOWN)
+            if known is None or proven != found:
+                known = self._prove(entry, wanted)
+            if known:
+                inventory.list_known(wanted.listed, known)
                 return True
             # Both names go: what is damaged is compiled anew, and no environment gets it.
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samefile(entry, wanted.target):
+                if os.path.samefile(entry, target):
                     self._files.unlink(Path(entry))
-            self._files.unlink(Path(wanted.target))
+            self._files.unlink(Path(target))
 
-    def adopt(self, compiled: Missing) -> None:
-        """Takes the file that was just compiled at its target into the store.
+    def adopt(self, inventory: Inventory, compiled: Missing) -> None:
+        """Takes the file that was just compiled at its target into the store, and lists it.
 
         Where another build was first, the environment gets that one's. Raises `OSError`.
         """
-        if self._keep(compiled.target, compiled.key, 0):
-            status = os.lstat(compiled.target)
-            self._remember(status)
+        target = compiled.target
+        if self._keep(target, compiled.key, 0):
+            # Read once more: what the compiler wrote is proven before it is listed, like all else.
+            known = self._prove(self._path(compiled.key), compiled)
+            if known is None:
+                raise OSError(errno.EIO, "is not what was compiled a moment before", target)
+            inventory.list_known(compiled.listed, known)
             return
-        self._files.unlink(Path(compiled.target))
-        if not self.link_one(compiled):
+        self._files.unlink(Path(target))
+        if not self.link_one(inventory, compiled):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), self._path(compiled.key, 0))
 
     def is_bad(self, wanted: Missing) -> bool:
@@ -227,24 +199,31 @@ class Bytecode:
         """
         self._proven.clear()
 
-    def _link_folder(self, folder: Folder, tag: str, kind: str) -> Linked:
+    def _link_folder(self, inventory: Inventory, sources: Sources, tag: str, kind: str) -> Linked:
         done = Linked()
-        cache = f"{folder.path}/__pycache__"
-        if not folder.cached:
-            # Sealing makes it readable for all, whatever the umask.
-            self._files.make_new_folder(cache)
-        for name in folder.names:
-            source = f"{folder.path}/{name}"
-            status = os.lstat(source)
-            key = f"{self._digest(source, status)}.{kind}"
+        if len(os.fsencode(sources.path)) > _LONGEST_FOLDER:
+            return done
+        cache, listed = f"{sources.path}/__pycache__/", f"{sources.listed}/__pycache__/"
+        if not sources.cached:
+            self._files.make_new_folder(cache[:-1])
+            inventory.add_folder(cache[:-1], listed[:-1])
+        for name in sources.names:
+            source = f"{sources.listed}/{name}"
+            key = f"{inventory.digests[source]}.{kind}"
             if key in self._bad:
                 done.bad += 1
                 continue
-            wanted = Missing(source, f"{cache}/{name[:-3]}.{tag}.pyc", key, status.st_size)
-            try:
-                linked = self.link_one(wanted)
-            except FileExistsError:
+            compiled = f"{name[:-3]}.{tag}.pyc"
+            if name == ".py" or (len(name) > _SURELY_SHORT and len(os.fsencode(name)) > _LONGEST_NAME):
                 continue
+            wanted = Missing(f"{sources.path}/{name}", cache + compiled, listed + compiled, key)
+            if sources.cached and wanted.listed in inventory.lines:
+                # What a wheel brought along: as root each import would replace it, and nobody else's could.
+                if wanted.listed not in inventory.digests or not _outdated(wanted):
+                    continue
+                inventory.drop(wanted.target, wanted.listed)
+                self._files.unlink(Path(wanted.target))
+            linked = self.link_one(inventory, wanted)
             if linked:
                 done.files += 1
             elif self.is_bad(wanted):
@@ -253,22 +232,21 @@ class Bytecode:
                 done.missing.append(wanted)
         return done
 
-    def _proves(self, path: str, key: str) -> bool:
-        """Whether the compiled file at `path` is whole, and that of this key."""
-        status = os.lstat(path)
-        if (status.st_ino, status.st_size, status.st_mtime_ns) in self._proven:
-            return True
-        with open(path, "rb", buffering=0) as file:
+    def _prove(self, entry: str, wanted: Missing) -> Known | None:
+        """What there is to know of the compiled file that is an entry of the store and at a target; None where it
+        is not whole, or not that of its key. Raises `OSError`."""
+        with open(wanted.target, "rb", buffering=0) as file:
             data = file.read()
-        if len(data) <= PROOF or proof(data[:-PROOF], key) != data[-PROOF:]:
-            return False
-        self._remember(status)
-        return True
-
-    def _remember(self, status: os.stat_result) -> None:
+            status = os.fstat(file.fileno())
+        if len(data) <= PROOF or proof(data[:-PROOF], wanted.key) != data[-PROOF:]:
+            return None
+        if stat.S_IMODE(status.st_mode) != _SEALED:
+            os.chmod(wanted.target, _SEALED)
         if len(self._proven) >= _REMEMBERED:
             self._proven.clear()
-        self._proven.add((status.st_ino, status.st_size, status.st_mtime_ns))
+        known = Known(status.st_ino, status.st_blocks * 512, status.st_size, hashlib.sha256(data).hexdigest())
+        self._proven[entry] = known, stamp(status)
+        return known
 
     def _note_bad(self, key: str) -> None:
         if len(self._bad) >= _REMEMBERED:
@@ -293,7 +271,7 @@ class Bytecode:
             return False
         return True
 
-    def _copy(self, entry: str, wanted: Missing, number: int) -> bool:
+    def _copy(self, inventory: Inventory, entry: str, wanted: Missing, number: int) -> bool:
         """Gives the environment a copy of an entry at its link limit, and the store the copy as the next one."""
         try:
             with open(entry, "rb", buffering=0) as file:
@@ -306,10 +284,13 @@ class Bytecode:
         self._files.write_new(Path(wanted.target), data, mode=0o444)
         self._note_last(wanted.key, number)
         if self._keep(wanted.target, wanted.key, number):
-            return True
+            known = self._prove(self._path(wanted.key, number), wanted)
+            if known:
+                inventory.list_known(wanted.listed, known)
+            return known is not None
         # Another thread or build was first with this number.
         self._files.unlink(Path(wanted.target))
-        return self.link_one(wanted)
+        return self.link_one(inventory, wanted)
 
     def _last_copy(self, key: str) -> int:
         """The highest number that a copy of this key has in the store."""
@@ -320,3 +301,23 @@ class Bytecode:
     def _path(self, key: str, number: int = 0) -> str:
         path = f"{self._base}{key[:2]}/{key}"
         return f"{path}.{number}" if number else path
+
+
+def _outdated(wanted: Missing) -> bool:
+    """Whether an interpreter would pass over the compiled file at a target: by its magic number, or because it
+    goes by the time and size of a source that has others. Raises `OSError`.
+
+    One that goes by a hash is left to its wheel. uv keeps no times, so what goes by them hardly ever holds.
+    """
+    try:
+        with open(wanted.target, "rb", buffering=0) as file:
+            head = file.read(_HEAD)
+    except PermissionError:
+        return True
+    if len(head) < _HEAD or head[:4].hex() != wanted.key.rsplit("-", 2)[1]:
+        return True
+    if any(head[_FLAGS]):
+        return False
+    status = os.lstat(wanted.source)
+    stamp = (int(status.st_mtime) & 0xFFFFFFFF, status.st_size & 0xFFFFFFFF)
+    return head[8:_HEAD] != b"".join(one.to_bytes(4, "little") for one in stamp)

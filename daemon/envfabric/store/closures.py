@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from envfabric.store.files import Files
-from envfabric.store.manifest import Hashes, Inventory, seal_and_list, write_lines
+from envfabric.store.manifest import write_manifest
 from envfabric.store.root import Root, now
+from envfabric.store.sealing import Hashes, Inventory, seal_folders, take_inventory
 from envfabric.store.usage import walk_inodes
 
 
@@ -57,8 +58,7 @@ class Closures:
     def __init__(self, root: Root, files: Files) -> None:
         self._root = root
         self._files = files
-        self.hashes = Hashes()
-        """What sealing knows of files' content: who else needs it reads none of them twice."""
+        self._hashes = Hashes()
         self._damaged: set[str] | None = None
 
     def present(self, name: str) -> bool:
@@ -121,15 +121,19 @@ class Closures:
                 self._files.unlink(lock)
             os.close(descriptor)
 
-    def seal(self, staging: Staging) -> Inventory:
-        """Takes write permission from the environment in staging, and lists and hashes every path of it."""
+    def take_inventory(self, staging: Staging) -> Inventory:
+        """Lists and hashes every path of the environment in staging, and takes write permission from its files.
+
+        Its folders stay open until `describe`. Raises `OSError`, and `TooDeep`.
+        """
         # Before the count: some file systems know a file's blocks only once it is written out.
         self._files.flush(staging.descriptor, staging.closure)
-        return seal_and_list(staging.closure, self.hashes)
+        return take_inventory(staging.closure, self._hashes)
 
     def describe(self, staging: Staging, inventory: Inventory, metadata: dict[str, Any], log: str) -> None:
-        """Writes build.log, metadata.json and the manifest beside a sealed environment, and flushes all."""
+        """Seals the folders, writes build.log, metadata.json and the manifest beside them, and flushes all."""
         closure = staging.closure
+        seal_folders(inventory)
         counted = {
             "linked": inventory.linked,
             "link_fallbacks": inventory.copied,
@@ -140,7 +144,7 @@ class Closures:
         for name, data in (("build.log", log.encode()), ("metadata.json", text.encode())):
             self._files.write_new(closure / name, data, mode=0o444)
             inventory.list_file(closure, name)
-        self._files.write_new(closure / "manifest", write_lines(inventory), mode=0o444)
+        self._files.write_new(closure / "manifest", write_manifest(inventory.lines), mode=0o444)
         # The staging lock's descriptor is older than every write of this build: none that failed is missed.
         self._files.flush(staging.descriptor, closure)
         for name in ("build.log", "metadata.json", "manifest"):
@@ -154,10 +158,12 @@ class Closures:
         """
         self._root.require_marker()
         name = self._name_for(digest)
+        while self._root.closure(name).exists() and not self.present(name):
+            # Somebody removed a part of it. Leased or run from it may be all the same: it stays where it is,
+            # and goes by the collector's rules once nothing uses it.
+            self.mark_damaged(name, ["metadata.json or .venv/bin/python is gone; it was built again beside"])
+            name = self._name_for(digest)
         target = self._root.closure(name)
-        if target.exists() and not self.present(name):
-            # No closure any more: somebody removed half of it. What is left makes room, and can be looked at.
-            self._files.rename(target, self._root.trash / f"{name}.{uuid.uuid4().hex}")
         try:
             self._files.rename(staging.closure, target)
         except OSError:

@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from envfabric.store.claims import Claims
-from envfabric.store.closures import Closures, digest_of
-from envfabric.store.files import Files, Freed
-from envfabric.store.generations import Generations
-from envfabric.store.leases import Leases
-from envfabric.store.retention import Retention, Rules, Served
-from envfabric.store.root import Root
+from envfabric.store.closures import digest_of
+from envfabric.store.files import Freed
+from envfabric.store.retention import Retention
+from envfabric.store.sweep import Sweep, unasked, unlinked
 from envfabric.telemetry import logs
 
 _CLOSURE = re.compile(r"[0-9a-f]{16,}(-[0-9]+)?")
@@ -42,36 +40,31 @@ class Collected:
     """Entries of trash/ that wait for their time."""
     kept: dict[str, tuple[str, ...]] = field(default_factory=dict)
     leases: int = 0
+    resolutions: int = 0
+    """Records of resolutions that nobody had asked for any more."""
 
 
 class Collector:
     """The collector of one ROOT. One call at a time; any thread."""
 
-    def __init__(
-        self,
-        root: Root,
-        files: Files,
-        closures: Closures,
-        generations: Generations,
-        leases: Leases,
-        claims: Claims,
-        retention: Retention,
-        rules: Rules,
-        check: Callable[[], None],
-        serving: Callable[[], Served | None],
-    ) -> None:
-        """`check` raises where this process is no longer the writer; `serving` is retention's."""
-        self._root = root
-        self._files = files
-        self._closures = closures
-        self._generations = generations
-        self._leases = leases
-        self._claims = claims
+    def __init__(self, retention: Retention, claims: Claims, check: Callable[[], None]) -> None:
+        """`check` raises where this process is no longer the writer."""
+        of = retention.holdings
+        self._root = of.root
+        self._files = of.files
+        self._closures = of.closures
+        self._generations = of.generations
+        self._leases = of.leases
+        self._rules = of.rules
+        self._serving = of.serving
         self._retention = retention
-        self._rules = rules
+        self._claims = claims
         self._check = check
-        self._serving = serving
         self._log = logs.get()
+        age = max(of.rules.grace, LEFTOVER_AGE)
+        self._bytecode = Sweep(of.files, of.root.bytecode, age, unlinked, check)
+        age = max(of.rules.grace, of.rules.resolution_age)
+        self._resolutions = Sweep(of.files, of.root.state / "resolutions", age, unasked, check)
 
     def collect(self, *, hurry: bool = False, done: Collected | None = None) -> Collected:
         """Removes what nothing uses; in a `hurry`, at low space, trash/ is emptied at once.
@@ -86,31 +79,33 @@ class Collector:
         if hurry:
             # First: on a full disk the rest may need the room.
             self._empty_trash(plan.now, 0.0, done)
-        for spec_id, number in plan.drop:
-            done.generations += self._drop(spec_id, number)
         held: set[str | None] = set()
         if plan.drop:
-            # What only they used is unused since this moment.
-            plan = self._retention.plan()
+            dropped = set()
+            for spec_id, number in plan.drop:
+                if self._drop(spec_id, number):
+                    dropped.add((spec_id, number))
+                    done.generations += 1
+            plan = self._retention.after(plan, dropped)
             # Not so those that could not be dropped, because a step may be about to serve one of them.
-            held = {self._generations.name_of(spec_id, number) for spec_id, number in plan.drop}
+            held = {self._retention.name_of(spec_id, number) for spec_id, number in plan.drop}
         done.kept = dict(plan.kept)
         if plan.remove:
             # The first look may be long ago by now.
             runs = self._retention.running().closures
-            noted = self._retention.closures_left.known().intersection(plan.remove)
             for name in plan.remove:
                 if name in held:
                     done.kept[name] = ("a generation that a step of this daemon has claimed",)
                 elif name in runs:
                     done.kept[name] = ("a process of this host runs from it",)
-                elif self._remove(name, plan.now, noted=name in noted):
+                elif self._remove(name, plan.now, noted=name in plan.noted):
                     done.removed.append(name)
                 else:
                     done.kept[name] = ("it came into use a moment ago",)
         self._closures.recover(self._leftovers(plan.now))
         self._empty_trash(plan.now, 0.0 if hurry else self._rules.trash_age, done)
-        self._empty_bytecode(plan.now, done)
+        self._bytecode.run(plan.now, done.freed, hurry=hurry)
+        done.resolutions = self._resolutions.run(plan.now, done.freed, hurry=hurry)
         return done
 
     def _drop(self, spec_id: str, number: int) -> bool:
@@ -136,7 +131,7 @@ class Collector:
         path = self._root.closure(name)
         trashed = self._root.trash / f"{name}.{uuid.uuid4().hex}"
         # Looked at outside of the lock: leases may lie on a mount that hangs, and every step claims.
-        if self._leases.on(name, now):
+        if self._leased(name, now):
             return False
 
         def action() -> bool:
@@ -155,7 +150,7 @@ class Collector:
         # A holder writes its lease first and looks for the closure then, we rename first and look for leases
         # then: one of the two sees the other.
         try:
-            leased = bool(self._leases.on(name, now))
+            leased = self._leased(name, now)
         except BaseException:
             # Who uses it can't be told: it counts as in use.
             self._put_back(trashed, path)
@@ -168,6 +163,11 @@ class Collector:
         self._retention.closures_left.forget(name)
         self._leases.clean(name, now)
         return True
+
+    def _leased(self, name: str, now: float) -> bool:
+        """Whether a lease is in force, or was given back so lately that the grace period has only begun."""
+        found = self._leases.on(name, now)
+        return bool(found.held) or (found.left is not None and max(0.0, now - found.left) < self._rules.grace)
 
     def _put_back(self, trashed: Path, path: Path) -> None:
         # Where it was built again meanwhile, its holders have the new one by the same name.
@@ -184,7 +184,7 @@ class Collector:
                 continue
             if os.path.lexists(self._root.closure(name)):
                 continue
-            if self._leases.on(name, self._files.server_time(self._root.staging)):
+            if self._leases.on(name, self._files.server_time(self._root.staging)).held:
                 self._check()
                 self._files.rename(path, self._root.closure(name))
                 done.returned.append(name)
@@ -214,18 +214,6 @@ class Collector:
                 continue
             done.freed.bytes += freed.bytes
             done.freed.inodes += freed.inodes
-
-    def _empty_bytecode(self, now: float, done: Collected) -> None:
-        """Compiled files that no environment links any more."""
-        for folder, _, names in os.walk(self._root.bytecode):
-            for name in names:
-                path = self._root.bytecode / folder / name
-                with contextlib.suppress(FileNotFoundError):
-                    status = path.lstat()
-                    if status.st_nlink == 1 and now - status.st_ctime >= max(self._rules.grace, LEFTOVER_AGE):
-                        self._check()
-                        self._files.unlink(path)
-                        done.freed.add(status)
 
     def _leftovers(self, now: float) -> set[str]:
         """What lies in staging/ for so long that nobody is in the middle of making it."""

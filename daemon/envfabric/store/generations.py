@@ -16,6 +16,7 @@ from typing import Any
 from envfabric.core.ids import is_id
 from envfabric.store.files import Files
 from envfabric.store.root import Root
+from envfabric.store.together import Together
 
 _HIGHEST = ".highest"
 """In a spec's folder: the highest number that was collected."""
@@ -55,6 +56,7 @@ class Generations:
     def __init__(self, root: Root, files: Files) -> None:
         self._root = root
         self._files = files
+        self._together = Together(files, root.staging)
 
     def retained(self, spec_id: str) -> list[Generation]:
         """A spec's generations that are whole, newest first. Raises `OSError`."""
@@ -115,30 +117,32 @@ class Generations:
 
         New is one whose pyproject.toml, uv.lock or digest differs from every retained one's.
         """
-        retained = self.retained(generation.spec)
-        for old in retained:
-            if old.digest == generation.digest and self.content(old) == content:
+        numbers = sorted(self.numbers(generation.spec), reverse=True)
+        for old in (self.read(generation.spec, number) for number in numbers):
+            if old is not None and old.digest == generation.digest and self.content(old) == content:
                 return old
         # A number is never given twice, not even over a folder that can't be read or was collected.
-        number = max([*self.numbers(generation.spec), self._highest(generation.spec)], default=0) + 1
+        number = max([*numbers, self._highest(generation.spec)], default=0) + 1
         target = self.folder(generation.spec, number)
+        written = {name: getattr(generation, name) for name in Generation.__slots__ if name != "number"}
+        text = json.dumps({"schema": 1, "generation": number, **written}, indent=2)
+        made = {"pyproject.toml": content.pyproject, "uv.lock": content.lock, "metadata.json": text.encode()}
         self._files.make_folder(target.parent, self._root.generations)
         # In staging, which the next writer empties: one that comes back late finds nothing to rename.
         folder = self._root.staging / f"generation-{uuid.uuid4().hex}"
-        self._files.make_folder(folder)
-        try:
-            self._files.write_new(folder / "pyproject.toml", content.pyproject, mode=0o444, durable=True)
-            self._files.write_new(folder / "uv.lock", content.lock, mode=0o444, durable=True)
-            written = {name: getattr(generation, name) for name in Generation.__slots__ if name != "number"}
-            text = json.dumps({"schema": 1, "generation": number, **written}, indent=2)
-            self._files.write_new(folder / "metadata.json", text.encode(), mode=0o444, durable=True)
-            # Relative, so that it is true wherever ROOT is mounted: <workflow>/<node>/<n> is 4 deep.
-            self._files.symlink(folder / ".venv", f"../../../../store/{generation.digest}/.venv")
-            self._files.rename(folder, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                self._files.remove_tree(folder)
-            raise
+        with self._together.member() as member:
+            self._files.make_folder(folder)
+            try:
+                for name, data in made.items():
+                    self._files.write_new(folder / name, data, mode=0o444, durable=member.alone)
+                # Relative, so that it is true wherever ROOT is mounted: <workflow>/<node>/<n> is 4 deep.
+                self._files.symlink(folder / ".venv", f"../../../../store/{generation.digest}/.venv")
+                self._together.flush(member)
+                self._files.rename(folder, target)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    self._files.remove_tree(folder)
+                raise
         return Generation(**{**written, "number": number})
 
     def drop(self, spec_id: str, number: int) -> None:
@@ -157,12 +161,20 @@ class Generations:
     def serve(self, spec_id: str, number: int) -> None:
         """Points envs/<workflow>/<node>, the path for people, at a generation."""
         link = self._root.envs / spec_id
+        if self.linked(spec_id) == number:
+            return
         target = f"../../generations/{spec_id}/{number}"
-        with contextlib.suppress(OSError):
-            if os.readlink(link) == target:
-                return
         self._files.make_folder(link.parent, self._root.envs)
         self._files.flip_symlink(link, target, via=self._root.staging)
+
+    def linked(self, spec_id: str) -> int | None:
+        """The generation that the path for people points at; None where it leads elsewhere, or is not there."""
+        with contextlib.suppress(OSError):
+            target = os.readlink(f"{self._root.path}/envs/{spec_id}")
+            start, _, number = target.rpartition("/")
+            if start == f"../../generations/{spec_id}" and number.isdecimal():
+                return int(number)
+        return None
 
     def withdraw(self, spec_id: str) -> None:
         """Removes the path for people of a spec that is no longer served."""

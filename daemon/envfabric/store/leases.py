@@ -8,6 +8,7 @@ the file server's, in seconds since 1970. What can't be read is never taken for 
 import contextlib
 import errno
 import json
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -50,6 +51,16 @@ class Held:
     def until(self) -> float:
         """The server time at which it ends, unless it is renewed."""
         return self.renewed + self.ttl
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """What one closure's lease folder says, by one look."""
+
+    held: list[Held]
+    """The leases in force."""
+    left: float | None
+    """The server time at which the last of all its leases ended, or ends; None where nobody ever had one."""
 
 
 class Leases:
@@ -115,41 +126,38 @@ class Leases:
         # After the proof: a record without it would stop every collection.
         write_marker(self._root, self._files, kept if wanted is None else {**kept, _KEY: wanted})
 
-    def in_force(self, server_now: float) -> dict[str, list[Held]]:
-        """Every lease in force, by closure name. Raises `StoreError` where that can't be known.
+    def survey(self, server_now: float) -> dict[str, Leased]:
+        """What is said of each closure that has a lease folder, each folder read once.
 
         A closure whose own lease folder may not be read counts as leased: one user's `chmod` neither ends
-        leases nor stops the collection of everything else.
+        leases nor stops the collection of everything else. Raises `StoreError` where it can't be known.
         """
         place = self.place()
-        held = {name: self._in_force(place, name, server_now) for name in self._names(place)}
-        return {name: leases for name, leases in held.items() if leases}
+        return {name: self._leased(place, name, server_now) for name in self._names(place)}
+
+    def in_force(self, server_now: float) -> dict[str, list[Held]]:
+        """Every lease in force, by closure name. Raises `StoreError` where that can't be known."""
+        return {name: one.held for name, one in self.survey(server_now).items() if one.held}
 
     def names(self) -> list[str]:
         """The closures that have a lease folder, whether they are there or not. Raises `StoreError`."""
         return self._names(self.place())
 
-    def on(self, name: str, server_now: float) -> list[Held]:
-        """The leases in force on one closure. Raises `StoreError`.
+    def on(self, name: str, server_now: float) -> Leased:
+        """What is said of one closure. Raises `StoreError`.
 
         For the look after a closure was renamed away: its holder writes the lease first and looks at the
         closure then, the collector renames first and looks at the leases then. One of them sees the other.
         """
-        return self._in_force(self.place(), name, server_now)
+        # Its place is found anew each time: what vanished with a mount since must not look like "no lease".
+        return self._leased(self.place(), name, server_now)
 
     def left(self, name: str) -> float | None:
         """The server time at which the last lease on a closure ended, or ends; None where there was none.
 
-        A lease that was given back has changed its folder's mtime by that. Raises `StoreError`.
+        Raises `StoreError`.
         """
-        place = self.place()
-        try:
-            changed, held = _look(place / name)
-        except OSError as error:
-            raise _unreadable(place / name, error) from error
-        if changed is None:
-            return None
-        return max([changed, *(one.until for one in held)])
+        return self.on(name, 0.0).left
 
     def clean(self, name: str, server_now: float) -> None:
         """Removes the expired leases of a closure that was collected, and their folder once it is empty.
@@ -182,15 +190,19 @@ class Leases:
         except OSError as error:
             raise _unreadable(place, error) from error
 
-    def _in_force(self, place: Path, name: str, server_now: float) -> list[Held]:
+    def _leased(self, place: Path, name: str, server_now: float) -> Leased:
         try:
-            held = _look(place / name)[1]
+            changed, found = _look(place / name)
         except PermissionError:
             what = f"{place / name} can't be read by the daemon (chmod 1777 it): counted as a lease"
-            return [Held("?", "?", None, what, server_now, DEFAULT_TTL)]
+            return Leased([Held("?", "?", None, what, server_now, DEFAULT_TTL)], math.inf)
         except OSError as error:
             raise _unreadable(place / name, error) from error
-        return sorted((one for one in held if one.until >= server_now), key=lambda one: one.holder)
+        if changed is None:
+            return Leased([], None)
+        held = sorted((one for one in found if one.until >= server_now), key=lambda one: one.holder)
+        # A lease that was given back has changed its folder's mtime by that.
+        return Leased(held, max([changed, *(one.until for one in found)]))
 
     def _prove(self, folder: Path) -> None:
         """Writes the proof into a folder that becomes the place of the leases. Raises `ConfigError`."""

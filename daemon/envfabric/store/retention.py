@@ -3,6 +3,9 @@
 A closure is kept while the index, a retained generation, a lease, a process of this host or a step of
 this daemon uses it, and for the grace period after the last of them. Whatever can't be read counts as
 in use. Removes nothing.
+
+Each plan costs one look at every spec's folder and at what claims something; what never changes (a
+generation's closure and age) and what a folder's stamp says is as it was is remembered.
 """
 
 import contextlib
@@ -10,6 +13,7 @@ import errno
 import os
 import re
 import stat
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +23,7 @@ from envfabric.core.errors import StoreError
 from envfabric.store.closures import Closures
 from envfabric.store.files import Files, Freed
 from envfabric.store.generations import Generations
-from envfabric.store.leases import Leases
+from envfabric.store.leases import Leased, Leases
 from envfabric.store.left import Left
 from envfabric.store.pins import Pins
 from envfabric.store.processes import Running, running
@@ -27,6 +31,9 @@ from envfabric.store.root import Root
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 """What can be a closure's name; what else lies in store/ is somebody's, and stays."""
+_SETTLED = 2.0
+"""Seconds for which a folder has to be unchanged before its stamp is believed: two changes within one tick of
+the server's clock have the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,8 @@ class Rules:
     trash_age: float = 3600.0
     scan: bool = True
     """Whether the processes of this host are looked at."""
+    resolution_age: float = 86400.0
+    """How long a resolution is shared: its record stays at least so long after its last use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +61,40 @@ class Serving:
 
 
 @dataclass(slots=True)
+class Seen:
+    """What one look at ROOT found."""
+
+    now: float
+    """The server's clock before it."""
+    running: Running
+    pins: dict[str, int]
+    numbers: dict[str, tuple[int, ...]]
+    """The generations of every spec that has any, highest first."""
+    leases: dict[str, Leased]
+    present: list[str]
+    """What lies in store/."""
+    since: dict[str, float | None] = field(default_factory=dict)
+    """Since when closures and specs are out of use, as far as it was asked."""
+
+
+@dataclass(slots=True)
 class Plan:
     """What a collection would do, and why it leaves the rest."""
 
-    now: float
+    seen: Seen = field(repr=False)
     remove: list[str] = field(default_factory=list)
+    noted: set[str] = field(default_factory=set)
+    """Those of `remove` whose time of leaving is noted on ROOT: served again, the note goes."""
     kept: dict[str, tuple[str, ...]] = field(default_factory=dict)
     drop: list[tuple[str, int]] = field(default_factory=list)
     """Generations that are no longer retained, as (spec id, number)."""
     leases: int = 0
     """Leases that are in force."""
+
+    @property
+    def now(self) -> float:
+        """The server's clock when the plan began."""
+        return self.seen.now
 
 
 @dataclass(slots=True)
@@ -78,33 +111,44 @@ Served = Mapping[str, Iterable[Serving]]
 """By spec id, what the revision's specs serve: now, and in the index on the NAS."""
 
 
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What there is on one ROOT to be kept or collected, and by which rules."""
+
+    root: Root
+    files: Files
+    closures: Closures
+    generations: Generations
+    pins: Pins
+    leases: Leases
+    rules: Rules
+    serving: Callable[[], Served | None]
+    """None where nothing is published: then nothing can be told."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is remembered of one spec's generations."""
+
+    stamp: tuple[int, int] | None
+    """Inode and mtime of its folder; None where it was too young to be believed."""
+    numbers: tuple[int, ...]
+    names: dict[int, str] = field(default_factory=dict)
+    made: dict[int, float] = field(default_factory=dict)
+
+
 class Retention:
     """What is retained on one ROOT. One call at a time; any thread."""
 
-    def __init__(
-        self,
-        root: Root,
-        files: Files,
-        closures: Closures,
-        generations: Generations,
-        pins: Pins,
-        leases: Leases,
-        rules: Rules,
-        serving: Callable[[], Served | None],
-    ) -> None:
-        """`serving` gives None where nothing is published: then nothing can be told."""
-        self._root = root
-        self._files = files
-        self._closures = closures
-        self._generations = generations
-        self._pins = pins
-        self._leases = leases
-        self._rules = rules
-        self._serving = serving
-        # A generation's link never changes: it is read once.
-        self._names: dict[tuple[str, int], str | None] = {}
-        self.closures_left = Left(root, files, "closures")
-        self.specs_left = Left(root, files, "specs")
+    def __init__(self, holdings: Holdings) -> None:
+        self.holdings = holdings
+        self._root = holdings.root
+        self._closures = holdings.closures
+        self._generations = holdings.generations
+        self._rules = holdings.rules
+        self._known: dict[str, _Known] = {}
+        self.closures_left = Left(holdings.root, holdings.files, "closures")
+        self.specs_left = Left(holdings.root, holdings.files, "specs")
 
     def plan(self, *, dry: bool = False) -> Plan:
         """Decides what goes. A `dry` plan writes nothing, not even since when things are unused.
@@ -113,36 +157,89 @@ class Retention:
         """
         self._root.require_marker()
         serving = self._serving()
+        seen = self._look(dry=dry)
+        plan = self._decide(seen, serving, dry=dry)
+        if not dry:
+            # Of closures that left by another way, or just before a crash; and of specs without generations,
+            # which begin anew with their next one.
+            for name in self.closures_left.known().difference(seen.present):
+                self.closures_left.forget(name)
+            for spec_id in self.specs_left.known() - seen.numbers.keys():
+                self.specs_left.forget(spec_id)
+        # What vanished with a mount in the middle of this was read as not there.
+        self._root.require_marker()
+        return plan
+
+    def after(self, plan: Plan, dropped: Iterable[tuple[str, int]]) -> Plan:
+        """The plan without generations that were dropped by it: what only they used is unused since this moment.
+
+        Nothing is read again but what is served: what came into use since the plan's look is met by the look
+        before each rename. Raises `StoreError` and `OSError`.
+        """
+        self._root.require_marker()
+        numbers = plan.seen.numbers
+        for spec_id, number in dropped:
+            numbers[spec_id] = tuple(one for one in numbers[spec_id] if one != number)
+        return self._decide(plan.seen, self._serving(), dry=False)
+
+    def _serving(self) -> Served:
+        serving = self.holdings.serving()
         if serving is None:
             raise StoreError("nothing is published, so what is in use can't be told; nothing is collected.")
+        return serving
+
+    def _look(self, *, dry: bool) -> Seen:
         now = self._clock(dry=dry)
-        running_now = self.running()
+        return Seen(
+            now=now,
+            running=self.running(),
+            pins={spec_id: pin.generation for spec_id, pin in self.holdings.pins.all().items()},
+            numbers=self._look_at_specs(now),
+            leases=self.holdings.leases.survey(now),
+            present=sorted(name for name in os.listdir(self._root.store) if not name.startswith(".")),
+        )
+
+    def _look_at_specs(self, now: float) -> dict[str, tuple[int, ...]]:
+        known = {}
+        for spec_id in self._generations.specs():
+            folder = self._root.generations / spec_id
+            try:
+                # Before it is listed: what comes between the two changes the stamp of the next look.
+                status = os.stat(folder)
+            except FileNotFoundError:
+                continue
+            stamp = (status.st_ino, status.st_mtime_ns)
+            old = self._known.get(spec_id)
+            if old is None or old.stamp != stamp:
+                numbers = tuple(sorted(self._generations.numbers(spec_id), reverse=True))
+                # A second change may have the same time as the first; not so once the clock has gone on.
+                settled = status.st_mtime + _SETTLED < now
+                new = _Known(stamp if settled else None, numbers)
+                if old is not None:
+                    # A number is never given twice, and a generation never changes.
+                    new.names = {one: old.names[one] for one in numbers if one in old.names}
+                    new.made = {one: old.made[one] for one in numbers if one in old.made}
+                old = new
+            known[spec_id] = old
+        self._known = known
+        return {spec_id: one.numbers for spec_id, one in known.items() if one.numbers}
+
+    def _decide(self, seen: Seen, serving: Served, *, dry: bool) -> Plan:
         reasons: dict[str, list[str]] = defaultdict(list)
-        plan = Plan(now)
+        plan = Plan(seen)
         for spec_id, all_served in serving.items():
             for one in all_served:
                 if one.name:
                     reasons[one.name].append(f"served by {spec_id}")
-        specs = [one for one in self._generations.specs() if self._generations.numbers(one)]
-        for spec_id in specs:
-            self._plan_spec(spec_id, serving, running_now, reasons, plan, dry=dry)
-        for name, held in self._leases.in_force(now).items():
-            plan.leases += len(held)
-            reasons[name] += [f"leased by {one.holder} on {one.host}" for one in held]
-        for name in running_now.closures:
+        for spec_id in seen.numbers:
+            self._plan_spec(spec_id, serving, reasons, plan, dry=dry)
+        for name, leased in seen.leases.items():
+            plan.leases += len(leased.held)
+            reasons[name] += [f"leased by {one.holder} on {one.host}" for one in leased.held]
+        for name in seen.running.closures:
             reasons[name].append("a process of this host runs from it")
-        present = sorted(name for name in os.listdir(self._root.store) if not name.startswith("."))
-        for name in present:
+        for name in seen.present:
             self._plan_closure(name, reasons.get(name, []), plan, dry=dry)
-        if not dry:
-            # Of closures that left by another way, or just before a crash; and of specs without generations,
-            # which begin anew with their next one.
-            for name in self.closures_left.known().difference(present):
-                self.closures_left.forget(name)
-            for spec_id in self.specs_left.known().difference(specs):
-                self.specs_left.forget(spec_id)
-        # What vanished with a mount in the middle of this was read as not there.
-        self._root.require_marker()
         return plan
 
     def running(self) -> Running:
@@ -169,37 +266,30 @@ class Retention:
         return Estimate(freed, cached)
 
     def _plan_spec(
-        self,
-        spec_id: str,
-        serving: Mapping[str, Iterable[Serving]],
-        running_now: Running,
-        reasons: dict[str, list[str]],
-        plan: Plan,
-        *,
-        dry: bool,
+        self, spec_id: str, serving: Served, reasons: dict[str, list[str]], plan: Plan, *, dry: bool
     ) -> None:
-        numbers = sorted(self._generations.numbers(spec_id), reverse=True)
-        fixed = {one.generation for one in serving.get(spec_id, ())}
-        pin = self._pins.read(spec_id)
-        fixed |= {pin.generation} if pin else set()
+        seen = plan.seen
+        numbers = seen.numbers[spec_id]
+        served = {one.generation: one.name for one in serving.get(spec_id, ())}
         gone = False
         if spec_id in serving:
             if not dry:
                 self.specs_left.forget(spec_id)
         elif numbers:
-            since = self._since(self.specs_left, spec_id, dry=dry)
-            age = _age(plan.now, plan.now if since is None else since)
+            since = self._since(self.specs_left, spec_id, seen, dry=dry)
+            age = _age(seen.now, seen.now if since is None else since)
             gone = age >= self._rules.generation_age
         # A process that was started by the path for people may run from any of the spec's generations.
-        by_people = spec_id in running_now.specs
+        by_people = spec_id in seen.running.specs
         for place, number in enumerate(numbers):
-            retained = number in fixed or by_people
+            retained = number in served or number == seen.pins.get(spec_id) or by_people
             if not retained and not gone:
-                retained = place < self._rules.generations or self._young(spec_id, number, plan.now)
+                retained = place < self._rules.generations or self._young(spec_id, number, seen.now)
             if not retained:
                 plan.drop.append((spec_id, number))
                 continue
-            name = self._name(spec_id, number)
+            # What serves a generation names its closure: its link is read once it is the only one that does.
+            name = served.get(number) or self.name_of(spec_id, number)
             # From a damaged closure nothing is served again: a generation holds it no longer.
             if name is not None and (by_people or name not in self._closures.damaged()):
                 reasons[name].append(f"generation {number} of {spec_id}")
@@ -213,48 +303,61 @@ class Retention:
         if not _NAME.fullmatch(name):
             plan.kept[name] = ("it is no closure: nothing of the fabric made it. Remove it by hand",)
             return
-        since = self._since(self.closures_left, name, dry=dry)
-        leased = self._leases.left(name)
-        age = _age(plan.now, max((at for at in (since, leased) if at is not None), default=plan.now))
+        now = plan.seen.now
+        since = self._since(self.closures_left, name, plan.seen, dry=dry)
+        leased = plan.seen.leases.get(name)
+        ends = (since, leased.left if leased else None)
+        age = _age(now, max((at for at in ends if at is not None), default=now))
         if age < self._rules.grace:
             plan.kept[name] = (f"unused for {_span(age)}, the grace period is {_span(self._rules.grace)}",)
-        else:
-            plan.remove.append(name)
+            return
+        plan.remove.append(name)
+        if since is not None and not dry:
+            plan.noted.add(name)
 
-    def _since(self, left: Left, name: str, *, dry: bool) -> float | None:
+    def _since(self, left: Left, name: str, seen: Seen, *, dry: bool) -> float | None:
         """Since when a thing is out of use, noted where that is new and may be; None where it is not known."""
-        if dry:
-            return left.since(name)
+        # No name is a spec's and a closure's: one of them has a slash.
+        if name in seen.since:
+            return seen.since[name]
+        since = None
         try:
-            return left.note(name)
+            since = left.since(name) if dry else left.note(name)
         except OSError as error:
-            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            if dry or error.errno not in {errno.ENOSPC, errno.EDQUOT}:
                 raise
             # What can't be noted on a full disk is new; what was noted before, and trash/, go all the same.
-            return None
+        seen.since[name] = since
+        return since
 
     def pinned(self, spec_id: str) -> int | None:
-        """The generation that a pin holds a spec at. Raises `OSError`."""
-        pin = self._pins.read(spec_id)
+        """The generation that a pin holds a spec at, read now. Raises `OSError`."""
+        pin = self.holdings.pins.read(spec_id)
         return pin.generation if pin else None
 
-    def _young(self, spec_id: str, number: int, now: float) -> bool:
-        try:
-            made = self._generations.folder(spec_id, number).stat().st_mtime
-        except FileNotFoundError:
-            return False
-        return now - made < self._rules.generation_age
-
-    def _name(self, spec_id: str, number: int) -> str | None:
-        key = (spec_id, number)
-        if (name := self._names.get(key)) is None:
+    def name_of(self, spec_id: str, number: int) -> str | None:
+        """The closure that a generation uses, read once; None where there is no such link. Raises `OSError`."""
+        known = self._known.get(spec_id)
+        if known is not None and number in known.names:
+            return known.names[number]
+        name = self._generations.name_of(spec_id, number)
+        if name is not None and known is not None:
             # Only what was read is remembered: while a mount is away every link looks missing.
-            name = self._names[key] = self._generations.name_of(spec_id, number)
+            known.names[number] = sys.intern(name)
         return name
+
+    def _young(self, spec_id: str, number: int, now: float) -> bool:
+        made = self._known[spec_id].made
+        if number not in made:
+            try:
+                made[number] = self._generations.folder(spec_id, number).stat().st_mtime
+            except FileNotFoundError:
+                return False
+        return now - made[number] < self._rules.generation_age
 
     def _clock(self, *, dry: bool) -> float:
         try:
-            return self._files.server_time(self._root.staging)
+            return self.holdings.files.server_time(self._root.staging)
         except OSError:
             if not dry:
                 raise

@@ -1,0 +1,47 @@
+"""The sequence number of the next index: higher than any that somebody may have seen.
+
+It is in the index itself. For the case that the index is lost or spoilt, a number that no published one is above is
+kept in state/sequence, and put up well ahead of need, so that a publication hardly ever costs a second write.
+"""
+
+from pathlib import Path
+
+from envfabric.store.files import Files
+from envfabric.store.root import Root
+
+AHEAD = 100
+"""How far ahead of the published number the kept one is put."""
+
+
+class Sequence:
+    """The numbers of one ROOT's indexes. Belongs to the publisher."""
+
+    def __init__(self, root: Root, files: Files) -> None:
+        self._root = root
+        self._files = files
+        self._kept: int | None = None
+
+    def after(self, known: int | None) -> int:
+        """The number after `known`, or after all that may have been given where none is known.
+
+        Raises `OSError` where it can't be kept: then nothing of that number may be published.
+        """
+        if self._kept is None:
+            self._kept = self._read()
+        number = (self._kept if known is None else known) + 1
+        if number > self._kept:
+            # Before that number is published: a crash in between costs some numbers, and gives none twice.
+            text = f"{number + AHEAD}\n".encode()
+            self._files.write_atomic(self._path, text, via=self._root.staging)
+            self._kept = number + AHEAD
+        return number
+
+    def _read(self) -> int:
+        try:
+            return max(0, int(self._path.read_bytes()))
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    @property
+    def _path(self) -> Path:
+        return self._root.state / "sequence"

@@ -1,0 +1,139 @@
+"""Generations that are written at the same time share one flush, and none is there before it."""
+
+import errno
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from envfabric.store.files import Files
+from envfabric.store.generations import Content, Generation, Generations
+from envfabric.store.root import Root
+from envfabric.store.together import CROWD, Together
+
+COUNT = 4 * CROWD
+
+
+def draft(number: int) -> Generation:
+    return Generation(
+        spec=f"wf/n{number}",
+        number=0,
+        digest="d1",
+        inputs="",
+        tree="",
+        commit="",
+        built_at="",
+        python_version="3.11.7",
+        ray_version=None,
+        lock_origin="resolved",
+        runtime_env={},
+        closure={},
+    )
+
+
+class Watched:
+    """Steps of many writers: they meet before their first write, and the flushes can fail or be counted."""
+
+    def __init__(self) -> None:
+        self.meeting = threading.Barrier(COUNT)
+        self.met = threading.local()
+        self.flushes = 0
+        self.fail = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, operation: str, path: Path) -> None:
+        if operation == "write" and not getattr(self.met, "done", False):
+            # Those who come while others are there already: all but the first are no longer alone.
+            self.met.done = True
+            self.meeting.wait(30)
+        with self.lock:
+            if operation == "flush":
+                self.flushes += 1
+                if self.fail:
+                    self.fail -= 1
+                    raise OSError(errno.EIO, "Input/output error", str(path))
+
+
+def all_at_once(root: Root, files: Files) -> list[Generation | BaseException]:
+    generations = Generations(root, files)
+    with ThreadPoolExecutor(COUNT) as pool:
+        futures = [pool.submit(generations.record, draft(n), Content(b"p", b"l")) for n in range(COUNT)]
+    return [one.exception() or one.result() for one in futures]
+
+
+def test_a_crowd_shares_flushes(root: Root) -> None:
+    """Many writers take a few flushes, and each has its own generation in the end."""
+    steps = Watched()
+    found = all_at_once(root, Files(steps))
+    assert [one.number for one in found if isinstance(one, Generation)] == [1] * COUNT
+    assert 1 <= steps.flushes < COUNT // 2
+    for number in range(COUNT):
+        assert Generations(root, Files()).read(f"wf/n{number}", 1) is not None
+    assert os.listdir(root.staging) == []
+
+
+def test_failed_flush_fails_all_whose_writes_it_may_have_lost(root: Root) -> None:
+    """The system tells of a failed write once: nobody who wrote before that is published, and a retry is."""
+    steps = Watched()
+    steps.fail = 1
+    found = all_at_once(root, Files(steps))
+    failed = [one for one in found if isinstance(one, OSError)]
+    assert len(failed) >= COUNT - CROWD + 1, "all but those who synced each file by themselves"
+    assert {one.errno for one in failed} == {errno.EIO}
+    for number, one in enumerate(found):
+        assert (Generations(root, Files()).read(f"wf/n{number}", 1) is None) == isinstance(one, OSError)
+    assert os.listdir(root.staging) == []
+    again = all_at_once(root, Files())
+    assert all(isinstance(one, Generation) for one in again)
+
+
+def test_who_is_alone_waits_for_no_flush(root: Root) -> None:
+    """One writer syncs its own files, whatever else has to be written to that file system."""
+    flushed = []
+    files = Files(lambda operation, path: flushed.append(path) if operation == "flush" else None)
+    Generations(root, files).record(draft(0), Content(b"p", b"l"))
+    assert flushed == []
+
+
+def test_nothing_is_held_open_in_between(root: Root) -> None:
+    """A held descriptor would keep the NAS from being unmounted: when the last one leaves, it is closed."""
+    before = len(os.listdir("/proc/self/fd"))
+    together = Together(Files(), root.staging)
+    with together.member() as first, together.member():
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+        assert first.alone
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("others", [CROWD - 1, CROWD + 3])
+def test_flush_that_began_earlier_is_not_enough(root: Root, others: int) -> None:
+    """Who comes while a flush is under way waits for the next one, which begins after its writes."""
+    begun, go_on = threading.Event(), threading.Event()
+    count = 0
+
+    def step(operation: str, path: Path) -> None:
+        nonlocal count
+        count += 1
+        if count == 1:
+            begun.set()
+            assert go_on.wait(30)
+
+    together = Together(Files(step), root.staging)
+
+    def write() -> None:
+        with together.member() as member:
+            member.alone = False
+            together.flush(member)
+
+    threads = [threading.Thread(target=write) for _ in range(others)]
+    first = threading.Thread(target=write)
+    first.start()
+    assert begun.wait(30)
+    for thread in threads:
+        thread.start()
+    go_on.set()
+    for thread in (first, *threads):
+        thread.join(30)
+    assert 2 <= count <= 1 + others
