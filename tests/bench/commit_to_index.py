@@ -87,11 +87,12 @@ class Bench:
         self.repo.git("add", "-A")
         self.repo.git("commit", "-q", "-m", spec_id)
         began = time.perf_counter()
+        head = self.repo.head
         while time.perf_counter() - began < 300:
             with contextlib.suppress(FileNotFoundError):
                 index = json.loads((self.root / "index.json").read_bytes())
                 entry = index["environments"].get(spec_id)
-                if entry and entry["state"] == "ready":
+                if entry and entry["state"] == "ready" and index["revision"] == head:
                     return time.perf_counter() - began
                 if entry and entry["state"] == "failed":
                     raise SystemExit(f"{spec_id}: {entry['error']}")
@@ -138,9 +139,22 @@ def fabric_time(bench: Bench, requirements: list[str], lock: bytes | None = None
     return bench.commit(spec_id)
 
 
+def revert_time(bench: Bench, contents: tuple[list[str], list[str]]) -> float:
+    """Seconds for a commit that takes a spec back to the first of two contents; both are in the store."""
+    spec_id = bench.new_id()
+    name = spec_id.replace("/", "-")
+    seconds = 0.0
+    for requirements in (*contents, contents[0]):
+        write_spec(bench.repo.work / spec_id, name, requirements)
+        seconds = bench.commit(spec_id)
+    index = json.loads((bench.root / "index.json").read_bytes())
+    assert index["environments"][spec_id]["generation"] == 1, "a revert serves the old number again"
+    return seconds
+
+
 def run(rounds: int, folder: Path) -> Table:
     times: dict[str, list[tuple[float, float]]] = {"cold build": [], "warm build": []}
-    times |= {"closure exists, committed lock": [], "closure exists, resolved before": []}
+    times |= {"closure exists, committed lock": [], "closure exists, resolved before": [], "revert": []}
     everything = HEAVY + EXTRAS
     for number in range(2 * max(1, rounds // 4)):
         bench = Bench(folder / f"cold-{number}")
@@ -166,6 +180,8 @@ def run(rounds: int, folder: Path) -> Table:
             times["closure exists, committed lock"].append((locked, bench.bare(everything, lock=lock)))
             known = fabric_time(bench, everything)
             times["closure exists, resolved before"].append((known, bench.bare(everything)))
+            back = revert_time(bench, (everything, HEAVY + EXTRAS[1:]))
+            times["revert"].append((back, bench.bare(everything)))
         extra = bench.metric("envfabric_builds_total") - builds
     table = Table(
         title=f"from the return of git commit to index.json; medians; builds for known closures: {extra:.0f}"
