@@ -30,6 +30,12 @@ ID = "wf/node"
 DOCS = Path(__file__).parent.parent / "docs/leases.md"
 
 
+def in_force(leases: Leases, later: float = 0.0) -> dict[str, list[Held]]:
+    """Every lease in force `later` seconds from now, by closure."""
+    now = Files().server_time(leases.place()) + later
+    return {name: one.held for name, one in leases.survey(now).items() if one.held}
+
+
 @dataclass
 class Nas:
     """A ROOT with two closures, of which the index serves the first."""
@@ -45,7 +51,7 @@ class Nas:
 
     def held(self, later: float = 0.0) -> dict[str, list[Held]]:
         """What the daemon finds, `later` seconds from now."""
-        return self.leases.in_force(Files().server_time(self.leases.place()) + later)
+        return in_force(self.leases, later)
 
     def collect(self, name: str) -> None:
         self.root.closure(name).rename(self.root.trash / name)
@@ -90,7 +96,7 @@ def test_a_lease_is_in_force_from_the_call_to_the_end_of_the_block(nas: Nas) -> 
         assert nas.held(later=130) == {}
     assert nas.held() == {}
     assert nas.files() == []
-    assert nas.leases.left(DIGEST) is not None
+    assert nas.leases.on(DIGEST, 0.0).left is not None
 
 
 def test_a_lease_is_given_back_where_the_block_fails(nas: Nas) -> None:
@@ -451,5 +457,5 @@ def test_a_served_environment_is_leased_and_runs(fabric: Fabric) -> None:
         )
         assert done.stdout == "imported\n", done.stderr
         assert Closures(root, Files()).present(held.name)
-        assert list(reader.in_force(Files().server_time(root.leases))) == [held.name]
-    assert reader.in_force(Files().server_time(root.leases)) == {}
+        assert list(in_force(reader)) == [held.name]
+    assert in_force(reader) == {}

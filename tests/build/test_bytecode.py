@@ -148,6 +148,42 @@ def test_damaged_bytecode_does_not_come_back(
     assert not verify(root, [again.name], workers=2).findings
 
 
+@pytest.mark.parametrize("suffix", [".py", ".pyc", ".txt"])
+def test_damage_under_its_time_is_built_into_nothing_after_a_repair(
+    builder: Builder,
+    recipe: MakeRecipe,
+    root: Root,
+    closures: Closures,
+    compiling: Compiling,
+    index: SimpleIndex,
+    suffix: str,
+) -> None:
+    """Where the cache could not be purged because builds keep it busy, the rebuilt closure is whole all the same."""
+    index.add_wheel(
+        "withdata", "1.0", modules={"withdata/__init__.py": "V = 1\n", "withdata/data.txt": "data" * 30}
+    )
+    one = build(builder, recipe("withdata", number=1))
+    (file,) = (
+        path
+        for path in root.closure(one.name).rglob(f"*{suffix}")
+        if path.parts[-2:][0] in {"withdata", "__pycache__"}
+        and "withdata" in path.parts
+        and path.suffix == suffix
+    )
+    status = file.stat()
+    file.chmod(0o644)
+    file.write_bytes(b"#" + file.read_bytes()[1:])
+    file.chmod(0o444)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    closures.mark_damaged(one.name, ["damaged"])
+    closures.distrust()
+    compiling.distrust()
+    again = build(builder, recipe("withdata", number=1))
+    assert again.name == f"{one.name}-2"
+    assert not verify(root, [again.name], workers=2).findings
+    assert not (root.closure(again.name) / file.relative_to(root.closure(one.name))).samefile(file)
+
+
 def test_source_that_changes_under_its_time_is_fetched_anew(
     builder: Builder, recipe: MakeRecipe, root: Root, index: SimpleIndex
 ) -> None:

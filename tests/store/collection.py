@@ -40,9 +40,9 @@ class World:
         assert self.root.closure(name).is_dir()
         return self.root.closure(name)
 
-    def generation(self, spec_id: str, name: str, *, days: float = 0) -> int:
-        """Makes a spec's next generation, which uses a closure; gives its number."""
-        kept = Generations(self.root, Files())
+    def generation(self, spec_id: str, name: str, *, days: float = 0, kept: Generations | None = None) -> int:
+        """Makes a spec's next generation, which uses a closure; gives its number. `kept` is who writes it."""
+        kept = kept or Generations(self.root, Files())
         draft = Generation(
             spec=spec_id,
             number=0,

@@ -234,6 +234,24 @@ def test_what_is_served_at_the_last_moment_stays(world: World) -> None:
     assert world.collect().removed == [B]
 
 
+def test_a_generation_recorded_meanwhile_keeps_its_closure(world: World) -> None:
+    """A step may record a generation after the plan's look, and end before anything of it is published."""
+    kept: list[Generations] = []
+
+    def record() -> None:
+        world.generation("wf/c", B, kept=kept[0])
+
+    collector = world.collector(at("rename", into_trash(world.root, A), record), generations=5)
+    kept.append(collector.retention.holdings.generations)
+    done = collector.collect()
+    assert done.removed == [A]
+    assert done.kept[B] == ("it came into use a moment ago",)
+    # The next look sees it; without it, its closure goes.
+    assert collector.collect().kept[B] == ("generation 2 of wf/c",)
+    kept[0].drop("wf/c", 2)
+    assert collector.collect().removed == [B]
+
+
 def test_what_a_step_of_this_daemon_claims_stays(world: World) -> None:
     """Found, and named by nothing until the step has ended: also as the copy beside a damaged one."""
     world.closure(f"{A}-2")

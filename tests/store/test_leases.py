@@ -13,7 +13,7 @@ import pytest
 
 from envfabric.core.errors import ConfigError, StoreError
 from envfabric.store.files import Files
-from envfabric.store.leases import DEFAULT_TTL, LARGEST, LONGEST_TTL, PROOF, Leases
+from envfabric.store.leases import DEFAULT_TTL, LARGEST, LONGEST_TTL, PROOF, Held, Leases
 from envfabric.store.root import Root, read_marker
 from store.faults import each_fault
 
@@ -24,6 +24,11 @@ NOW = 2_000_000_000.0
 @pytest.fixture
 def leases(root: Root) -> Leases:
     return Leases(root, Files())
+
+
+def in_force(leases: Leases) -> dict[str, list[Held]]:
+    """Every lease in force, by closure."""
+    return {name: one.held for name, one in leases.survey(NOW).items() if one.held}
 
 
 def take(
@@ -43,7 +48,7 @@ def age(path: Path, ago: float) -> None:
 
 def held(leases: Leases) -> dict[str, list[str]]:
     """The holders by closure, and that the look at a single one says the same as the one at all."""
-    found = leases.in_force(NOW)
+    found = in_force(leases)
     for name, one in leases.survey(NOW).items():
         assert leases.on(name, NOW) == one
         assert one.held == found.get(name, [])
@@ -68,7 +73,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, function: str, code: int, name: str
 def test_a_lease_is_in_force_until_its_ttl_after_its_mtime(root: Root, leases: Leases) -> None:
     """To the second, by the server's clock, and again once it is touched."""
     path = take(root.leases / "digest", ttl=60, host="node", pid=7, what="nightly", ago=60)
-    (one,) = leases.in_force(NOW)["digest"]
+    (one,) = in_force(leases)["digest"]
     assert (one.holder, one.host, one.pid, one.what) == ("host.1.a", "node", 7, "nightly")
     assert (one.renewed, one.ttl, one.until) == (NOW - 60, 60, NOW)
     age(path, 61)
@@ -155,8 +160,8 @@ def test_what_is_strange_stops_nothing(root: Root, leases: Leases, tmp_path: Pat
         "no such closure!": ["b"],
         "odd": [r"\udcff\n", "dangling", "folder", "pipe", "socket"],
     }
-    assert leases.in_force(NOW)["digest"][0].what == r"new\nline"
-    assert leases.in_force(NOW)["digest"][0].pid is None
+    assert in_force(leases)["digest"][0].what == r"new\nline"
+    assert in_force(leases)["digest"][0].pid is None
     for entry in odd.iterdir():
         age(entry, DEFAULT_TTL + 1)
     assert "odd" not in held(leases)
@@ -164,18 +169,18 @@ def test_what_is_strange_stops_nothing(root: Root, leases: Leases, tmp_path: Pat
 
 def test_left_says_when_the_last_lease_ended(root: Root, leases: Leases) -> None:
     """By its expiry, or by the folder's mtime where it was given back; nothing where nobody ever leased."""
-    assert leases.left("digest") is None
+    assert leases.on("digest", NOW).left is None
     folder = root.leases / "digest"
     path = take(folder, ttl=100, ago=1000)
     age(folder, 5000)
-    assert leases.left("digest") == NOW - 900
+    assert leases.on("digest", NOW).left == NOW - 900
     age(folder, 500)
-    assert leases.left("digest") == NOW - 500
+    assert leases.on("digest", NOW).left == NOW - 500
     age(path, 0)
-    assert leases.left("digest") == NOW + 100
+    assert leases.on("digest", NOW).left == NOW + 100
     before = Files().server_time(root.leases)
     path.unlink()
-    ended = leases.left("digest")
+    ended = leases.on("digest", NOW).left
     assert ended is not None
     assert before - 1 <= ended <= Files().server_time(root.leases) + 1
 
@@ -228,11 +233,11 @@ def test_a_lease_folder_that_cannot_be_read_is_an_error(
     """It never counts as a folder without leases."""
     take(root.leases / "digest", "name")
     failing(monkeypatch, "open", code, "leases")
-    for call in (leases.place, leases.names, lambda: leases.in_force(NOW), lambda: leases.on("digest", NOW)):
+    for call in (leases.place, leases.names, lambda: in_force(leases), lambda: leases.on("digest", NOW)):
         with pytest.raises(StoreError, match="Nothing is collected"):
             call()
     with pytest.raises(StoreError, match="Nothing is collected"):
-        leases.left("digest")
+        leases.on("digest", NOW)
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE], ids=errno.errorcode.get)
@@ -244,10 +249,10 @@ def test_a_lease_that_cannot_be_read_is_an_error(
     take(root.leases / "digest", "holder")
     seen = failing(monkeypatch, "open", code, name)
     with pytest.raises(StoreError, match=os.strerror(code)):
-        leases.in_force(NOW)
+        in_force(leases)
     assert len(seen) == (4 if (code, name) == (errno.ESTALE, "holder") else 1)
     with pytest.raises(StoreError, match=os.strerror(code)):
-        leases.left("digest")
+        leases.on("digest", NOW)
     with pytest.raises(StoreError, match=os.strerror(code)):
         leases.clean("digest", NOW)
 
@@ -260,10 +265,10 @@ def test_one_users_closed_folder_counts_and_stops_nothing(
     take(root.leases / "open", ago=1000)
     assert held(leases) == {}
     failing(monkeypatch, "open", errno.EACCES, "closed")
-    (one,) = leases.in_force(NOW)["closed"]
+    (one,) = in_force(leases)["closed"]
     assert "chmod 1777" in one.what
-    assert list(leases.in_force(NOW)) == ["closed"]
-    assert leases.left("closed") == math.inf
+    assert list(in_force(leases)) == ["closed"]
+    assert leases.on("closed", NOW).left == math.inf
     leases.clean("closed", NOW)
     assert (root.leases / "closed" / "host.1.a").exists()
 
@@ -293,12 +298,12 @@ def test_leases_that_are_gone_are_an_error(root: Root, leases: Leases) -> None:
     """Without ROOT/leases, or without ROOT's marker, nobody knows who leases what."""
     root.leases.rename(root.path / "away")
     with pytest.raises(StoreError, match="envfabric init"):
-        leases.in_force(NOW)
+        in_force(leases)
     (root.path / "away").rename(root.leases)
     assert held(leases) == {}
     root.marker.unlink()
     with pytest.raises(StoreError, match=r"\.envfabric\.json"):
-        leases.in_force(NOW)
+        in_force(leases)
 
 
 def test_another_folder_is_recorded_and_proves_itself(root: Root, leases: Leases, tmp_path: Path) -> None:
@@ -332,7 +337,7 @@ def test_another_folder_that_is_not_mounted_holds_everything_back(
     for _ in ("gone", "empty"):
         leases.use(other)
         with pytest.raises(StoreError, match="Mount it"):
-            leases.in_force(NOW)
+            in_force(leases)
         other.mkdir(exist_ok=True)
     assert list(other.iterdir()) == []
     other.rmdir()
@@ -373,7 +378,7 @@ def test_root_leases_as_a_symlink_needs_a_proof_at_its_other_end(
     assert held(leases) == {"digest": ["host.1.a"]}
     (other / PROOF).unlink()
     with pytest.raises(StoreError, match="Mount it"):
-        leases.in_force(NOW)
+        in_force(leases)
 
 
 def test_any_fault_while_the_folder_is_set_leaves_a_place_that_works(root: Root, tmp_path: Path) -> None:

@@ -603,3 +603,27 @@ def test_a_mount_that_was_away_is_not_remembered(world: World, monkeypatch: pyte
         with pytest.raises(OSError, match="Input/output error"):
             retention.plan()
     assert A in retention.plan().kept
+
+
+def test_a_mount_that_goes_between_two_looks_is_not_remembered(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A spec whose folder could be looked at, and was gone when it was listed, has its generations once it is back."""
+    fill(world, range(1))
+    retention = world.retention(generations=5)
+    folder = world.root.generations / "wf-0/n0"
+    away = tmp_path / "away"
+    real = os.stat
+
+    def stat(path: Any, *arguments: Any, **more: Any) -> os.stat_result:
+        found = real(path, *arguments, **more)
+        if path == folder and not away.exists():
+            world.root.path.rename(away)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", stat)
+        with pytest.raises(StoreError):
+            retention.plan()
+    away.rename(world.root.path)
+    assert A in retention.plan().kept

@@ -37,7 +37,8 @@ class Compiled:
     bad: int
     """Sources that do not compile."""
     unfinished: tuple[str, ...]
-    """Sources that ended the compiler, or took more memory than there is; without bytecode. Relative paths."""
+    """Sources without bytecode that ended the compiler, took more memory than there is, or whose compiled file went
+    at this very moment. Relative paths."""
     changed: tuple[str, ...]
     """Sources with other content than they had a moment before under the same time: what uv's cache holds of
     them is damaged. Paths relative to the environment."""
@@ -95,12 +96,13 @@ class Compiling:
         alike: dict[str, list[Missing]],
         linked: Linked,
     ) -> Compiled:
-        todo = []
+        todo: list[Missing] = []
+        unfinished: list[str] = []
         for same in alike.values():
             # Another build may have compiled it while this one waited.
             if self._bytecode.link_one(inventory, same[0]):
                 linked.files += 1
-                self._link_rest(inventory, same, linked)
+                unfinished += self._link_rest(inventory, staging, same, linked)
             elif self._bytecode.is_bad(same[0]):
                 linked.bad += len(same)
             else:
@@ -108,16 +110,19 @@ class Compiling:
         # The longest first: no worker is left alone with one at the end.
         todo.sort(key=lambda one: os.lstat(one.source).st_size, reverse=True)
         outcomes = self._outcomes(interpreter, staging, todo) if todo else {}
-        compiled, unfinished, changed = 0, [], []
+        if todo:
+            # Before they are counted: some file systems know a file's blocks only once it is written out.
+            self._files.flush(staging.descriptor, staging.folder)
+        compiled, changed = 0, []
         for number, one in enumerate(todo):
             outcome = outcomes.get(number, "?")
             same = alike[one.key]
             if outcome == "+":
                 self._bytecode.adopt(inventory, one)
                 compiled += 1
-                self._link_rest(inventory, same, linked)
+                unfinished += self._link_rest(inventory, staging, same, linked)
                 continue
-            paths = [os.path.relpath(each.source, staging.venv) for each in same]
+            paths = [_within(staging, each) for each in same]
             if outcome == "-":
                 self._bytecode.mark_bad(one)
                 linked.bad += len(same)
@@ -129,9 +134,18 @@ class Compiling:
                 unfinished += paths
         return Compiled(linked.files, compiled, linked.bad, tuple(unfinished), tuple(changed))
 
-    def _link_rest(self, inventory: Inventory, same: list[Missing], linked: Linked) -> None:
+    def _link_rest(
+        self, inventory: Inventory, staging: Staging, same: list[Missing], linked: Linked
+    ) -> list[str]:
+        """Links what was just found or made for the first of those alike; gives the paths that got nothing: it
+        may be gone again."""
+        missed = []
         for one in same[1:]:
-            linked.files += self._bytecode.link_one(inventory, one)
+            if self._bytecode.link_one(inventory, one):
+                linked.files += 1
+            else:
+                missed.append(_within(staging, one))
+        return missed
 
     def _outcomes(self, interpreter: Interpreter, staging: Staging, todo: list[Missing]) -> dict[int, str]:
         """What the compiler said of each job by its number. Raises `OSError` that it met, and `SpecError`."""
@@ -143,6 +157,9 @@ class Compiling:
         found = {}
         for line in finished.stdout.splitlines():
             number, _, outcome = line.partition(" ")
+            if not number.isdecimal() or int(number) >= len(todo):
+                # Nothing of the compiler's: whose outcome is missing counts as unfinished.
+                continue
             if outcome.startswith("E"):
                 code = int(outcome.split()[1])
                 raise OSError(code, os.strerror(code), todo[int(number)].target)
@@ -167,3 +184,7 @@ class Compiling:
         if finished.code != 0:
             raise failure(f"compiling with {interpreter.path}", finished, Reason.BUILD_FAILED)
         return finished
+
+
+def _within(staging: Staging, one: Missing) -> str:
+    return os.path.relpath(one.source, staging.venv)

@@ -307,8 +307,14 @@ class Builder:
         job.log += f"# bytecode: {done.linked} linked, {done.compiled} compiled, {done.bad} do not compile\n"
         if done.unfinished:
             job.log += f"# without bytecode, they end the compiler: {', '.join(done.unfinished[:_TOLD])}\n"
-        if done.changed and (names := set(owners(staging.closure, done.changed).values())):
-            raise _Damaged(names)
+        if done.changed:
+            if names := set(owners(staging.closure, done.changed).values()):
+                raise _Damaged(names)
+            raise SpecError(
+                Reason.STORE,
+                f"{done.changed[0]} changed while the environment was built, and belongs to no distribution. Find what "
+                "writes into environments on the NAS; the build is tried again by itself.",
+            )
 
     def _check_records(self, job: _Job, staging: Staging, inventory: Inventory) -> list[Mismatch]:
         """The lines of RECORDs that are wrong although the files are those of the wheel.

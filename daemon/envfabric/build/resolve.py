@@ -29,11 +29,10 @@ from envfabric.specs.spec import Spec
 from envfabric.store.closures import Staging
 from envfabric.store.files import Files
 from envfabric.store.root import Root
+from envfabric.store.sweep import TOUCHED
 
 _HASHED_AGE = 3600.0
 """Seconds for which a closure is kept some of whose hashes are ours: its index may change the files."""
-_TOUCH = 86400.0
-"""Seconds after which a record that is of use is touched again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,7 @@ class Resolver:
             return None
         if spec.lock is None and (age > self._max_age or spec.name in locked):
             return None
-        if abs(time.time() - used) > _TOUCH:
+        if abs(time.time() - used) > TOUCHED:
             # A mark for the collector, and not content: where it can't be made, the record goes a little early.
             with contextlib.suppress(OSError):
                 os.utime(self._record(key))

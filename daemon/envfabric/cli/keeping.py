@@ -231,7 +231,7 @@ def _dry_run(settings: Settings, *, as_json: bool) -> None:
         spec_id: [Serving(entry.serving, entry.generation)]
         for spec_id, entry in (published.entries.items() if published else ())
     }
-    retention, _, _ = retention_of(
+    retention = retention_of(
         settings,
         place,
         files,

@@ -100,12 +100,16 @@ def assemble(
             builder.forgotten()
 
     def forget(names: Iterable[str]) -> None:
-        cache.forget(uv, root, names)
-        # A compiled file may be what is damaged: the rebuilt closure must not get it again.
+        # First, and whatever becomes of the cache: what was read before the damage is not believed again. A rebuilt
+        # closure would get the damaged file once more, with the digest that it had when it was whole.
+        closures.distrust()
         compiling.distrust()
-        builder.forgotten()
+        try:
+            cache.forget(uv, root, names)
+        finally:
+            builder.forgotten()
 
-    retention, _, _ = retention_of(settings, root, files, closures, generations, pins, serving)
+    retention = retention_of(settings, root, files, closures, generations, pins, serving)
     collector = Collector(retention, claims, check)
     schedule = Schedule(settings.gc.interval, settings.gc.min_free, prune)
     collecting = Collecting(root, collector, usage, metrics, history, schedule, inbox.put)
@@ -153,12 +157,10 @@ def retention_of(
     generations: Generations,
     pins: Pins,
     serving: Callable[[], Served | None],
-) -> tuple[Retention, Leases, Rules]:
+) -> Retention:
     """What is retained on ROOT by these settings; reading it needs no lock."""
     gc = settings.gc
     rules = Rules(
         gc.grace, gc.generations, gc.generation_age, gc.trash_age, gc.scan, settings.resolution_max_age
     )
-    leases = Leases(root, files)
-    holdings = Holdings(root, files, closures, generations, pins, leases, rules, serving)
-    return Retention(holdings), leases, rules
+    return Retention(Holdings(root, files, closures, generations, pins, Leases(root, files), rules, serving))

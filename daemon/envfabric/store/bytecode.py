@@ -2,7 +2,7 @@
 
 A compiled file lies at bytecode/<2 hex>/<SHA-256 of the source>.<kind>, where the kind names the interpreter. Where
 a file has all the links that it may have, copies follow with .1, .2 … added; an empty file that ends in .bad says
-that the source does not compile. Nothing here is believed by its name: a compiled file ends in a proof over
+that the source does not compile. No compiled file is believed by its name: it ends in a proof over
 itself and its key, which is checked before it is given to an environment, so a flipped byte, a power cut or
 a writer that died leaves nothing that is linked again. Interpreters read past the proof without a look.
 
@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from envfabric.store.files import Files, Stamp, stamp
 from envfabric.store.root import Root
-from envfabric.store.sealing import Inventory, Known, Sources
+from envfabric.store.sealing import Inventory, Known, Sources, make_room
 
 PROOF = hashlib.sha256().digest_size
 """Bytes at the end of a compiled file: the SHA-256 of those before them and of its key."""
@@ -36,18 +36,19 @@ _LONGEST_FOLDER = 4096 - 255 - 40
 """Bytes of a source's name and of its folder's path that leave room for those of a compiled file."""
 _SURELY_SHORT = _LONGEST_NAME // 4
 """Characters that are no more than so many bytes, whatever they are."""
-_SEALED = 0o444
+_SEALED = stat.S_IFREG | 0o444
 _UNKNOWN: tuple[Known | None, Stamp] = None, (0, 0, 0)
 _HEAD = 16
 """Bytes at the beginning of a compiled file: magic number, flags, and the source's time and size, or its hash."""
 _FLAGS = slice(4, 8)
+_BY_TIME, _UNCHECKED = bytes(4), b"\1\0\0\0"
 _SLOW = 0.0003
 """Seconds for one file from which on the time is the file server's, and several are asked for at once."""
 _TRIED = 64
 """Files by which that is told."""
 _THREADS = 16
-_REMEMBERED = 100_000
-"""Compiled files and keys that are kept in memory."""
+_REMEMBERED = 50_000
+"""Compiled files and keys that are kept in memory: about 36 MB."""
 
 
 class Missing(NamedTuple):
@@ -59,11 +60,6 @@ class Missing(NamedTuple):
     listed: str
     """That place as the manifest lists it."""
     key: str
-
-    @property
-    def digest(self) -> str:
-        """The SHA-256 that the source has to have."""
-        return self.key.partition(".")[0]
 
 
 @dataclass(slots=True)
@@ -148,9 +144,9 @@ class Bytecode:
                 number = last
                 continue
             # Looked at each time: a write into a file that is shared by the whole fleet changes its time at least.
-            found = stamp(os.lstat(target))
+            status = os.lstat(target)
             known, proven = self._proven.get(entry, _UNKNOWN)
-            if known is None or proven != found:
+            if known is None or proven != stamp(status) or status.st_mode != _SEALED:
                 known = self._prove(entry, wanted)
             if known:
                 inventory.list_known(wanted.listed, known)
@@ -240,22 +236,20 @@ class Bytecode:
             status = os.fstat(file.fileno())
         if len(data) <= PROOF or proof(data[:-PROOF], wanted.key) != data[-PROOF:]:
             return None
-        if stat.S_IMODE(status.st_mode) != _SEALED:
-            os.chmod(wanted.target, _SEALED)
-        if len(self._proven) >= _REMEMBERED:
-            self._proven.clear()
+        if status.st_mode != _SEALED:
+            os.chmod(wanted.target, stat.S_IMODE(_SEALED))
+        make_room(self._proven, _REMEMBERED)
         known = Known(status.st_ino, status.st_blocks * 512, status.st_size, hashlib.sha256(data).hexdigest())
         self._proven[entry] = known, stamp(status)
         return known
 
     def _note_bad(self, key: str) -> None:
         if len(self._bad) >= _REMEMBERED:
-            self._bad.clear()
+            self._bad = set()
         self._bad.add(key)
 
     def _note_last(self, key: str, number: int) -> None:
-        if len(self._last) >= _REMEMBERED:
-            self._last.clear()
+        make_room(self._last, _REMEMBERED)
         self._last[key] = number
 
     def _keep(self, path: str, key: str, number: int) -> bool:
@@ -281,7 +275,8 @@ class Bytecode:
         if len(data) <= PROOF or proof(data[:-PROOF], wanted.key) != data[-PROOF:]:
             self._files.unlink(Path(entry))
             return False
-        self._files.write_new(Path(wanted.target), data, mode=0o444)
+        # Durable, so that its blocks are known when they are counted.
+        self._files.write_new(Path(wanted.target), data, mode=0o444, durable=True)
         self._note_last(wanted.key, number)
         if self._keep(wanted.target, wanted.key, number):
             known = self._prove(self._path(wanted.key, number), wanted)
@@ -307,7 +302,8 @@ def _outdated(wanted: Missing) -> bool:
     """Whether an interpreter would pass over the compiled file at a target: by its magic number, or because it
     goes by the time and size of a source that has others. Raises `OSError`.
 
-    One that goes by a hash is left to its wheel. uv keeps no times, so what goes by them hardly ever holds.
+    Also one that each import would hold against its source. uv keeps no times, so what goes by them hardly ever
+    holds.
     """
     try:
         with open(wanted.target, "rb", buffering=0) as file:
@@ -316,8 +312,8 @@ def _outdated(wanted: Missing) -> bool:
         return True
     if len(head) < _HEAD or head[:4].hex() != wanted.key.rsplit("-", 2)[1]:
         return True
-    if any(head[_FLAGS]):
-        return False
+    if head[_FLAGS] != _BY_TIME:
+        return head[_FLAGS] != _UNCHECKED
     status = os.lstat(wanted.source)
     stamp = (int(status.st_mtime) & 0xFFFFFFFF, status.st_size & 0xFFFFFFFF)
     return head[8:_HEAD] != b"".join(one.to_bytes(4, "little") for one in stamp)

@@ -101,6 +101,10 @@ class Closures:
         content: dict[str, Any] = json.loads((self._root.closure(name) / "metadata.json").read_bytes())
         return content
 
+    def distrust(self) -> None:
+        """Has every file read once more before its digest is believed: for repair, where no time told of damage."""
+        self._hashes.forget()
+
     @contextlib.contextmanager
     def staging(self) -> Iterator[Staging]:
         """A new staging folder, removed at the end whatever happens."""

@@ -16,7 +16,7 @@ from envfabric.store.claims import Claims
 from envfabric.store.closures import digest_of
 from envfabric.store.files import Freed
 from envfabric.store.retention import Retention
-from envfabric.store.sweep import Sweep, unasked, unlinked
+from envfabric.store.sweep import TOUCHED, Sweep, unasked, unlinked
 from envfabric.telemetry import logs
 
 _CLOSURE = re.compile(r"[0-9a-f]{16,}(-[0-9]+)?")
@@ -57,13 +57,13 @@ class Collector:
         self._leases = of.leases
         self._rules = of.rules
         self._serving = of.serving
-        self._retention = retention
+        self.retention = retention
         self._claims = claims
         self._check = check
         self._log = logs.get()
         age = max(of.rules.grace, LEFTOVER_AGE)
-        self._bytecode = Sweep(of.files, of.root.bytecode, age, unlinked, check)
-        age = max(of.rules.grace, of.rules.resolution_age)
+        self._bytecode = Sweep(of.files, of.root.bytecode, age, unlinked, check, hurried=LEFTOVER_AGE)
+        age = max(of.rules.grace, of.rules.resolution_age) + TOUCHED
         self._resolutions = Sweep(of.files, of.root.state / "resolutions", age, unasked, check)
 
     def collect(self, *, hurry: bool = False, done: Collected | None = None) -> Collected:
@@ -74,7 +74,7 @@ class Collector:
         done = Collected() if done is None else done
         self._check()
         self.bring_back(done)
-        plan = self._retention.plan()
+        plan = self.retention.plan()
         done.leases = plan.leases
         if hurry:
             # First: on a full disk the rest may need the room.
@@ -86,13 +86,13 @@ class Collector:
                 if self._drop(spec_id, number):
                     dropped.add((spec_id, number))
                     done.generations += 1
-            plan = self._retention.after(plan, dropped)
+            plan = self.retention.after(plan, dropped)
             # Not so those that could not be dropped, because a step may be about to serve one of them.
-            held = {self._retention.name_of(spec_id, number) for spec_id, number in plan.drop}
+            held = {self.retention.name_of(spec_id, number) for spec_id, number in plan.drop}
         done.kept = dict(plan.kept)
         if plan.remove:
             # The first look may be long ago by now.
-            runs = self._retention.running().closures
+            runs = self.retention.running().closures
             for name in plan.remove:
                 if name in held:
                     done.kept[name] = ("a generation that a step of this daemon has claimed",)
@@ -115,7 +115,7 @@ class Collector:
             serving = self._serving() or {}
             if any(one.generation == number for one in serving.get(spec_id, ())):
                 return False
-            if self._retention.pinned(spec_id) == number:
+            if self.retention.pinned(spec_id) == number:
                 return False
             self._generations.drop(spec_id, number)
             return True
@@ -138,7 +138,10 @@ class Collector:
             serving = self._serving() or {}
             if any(one.name == name for served in serving.values() for one in served):
                 return False
-            if noted and name not in self._retention.closures_left.known():
+            if name in self._generations.recorded:
+                # A generation came to use it since the plan, whose step may have ended without a publication.
+                return False
+            if noted and name not in self.retention.closures_left.known():
                 # Served again since the plan, and left once more: its grace period has only begun.
                 return False
             self._files.rename(path, trashed)
@@ -160,7 +163,7 @@ class Collector:
             return False
         self._log.info("closure removed", digest=name)
         # Killed before this: the next plan forgets what is not in the store.
-        self._retention.closures_left.forget(name)
+        self.retention.closures_left.forget(name)
         self._leases.clean(name, now)
         return True
 

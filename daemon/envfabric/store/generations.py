@@ -57,6 +57,8 @@ class Generations:
         self._root = root
         self._files = files
         self._together = Together(files, root.staging)
+        self.recorded: set[str] = set()
+        """The closures that generations were recorded over since the collector last began to look."""
 
     def retained(self, spec_id: str) -> list[Generation]:
         """A spec's generations that are whole, newest first. Raises `OSError`."""
@@ -120,6 +122,7 @@ class Generations:
         numbers = sorted(self.numbers(generation.spec), reverse=True)
         for old in (self.read(generation.spec, number) for number in numbers):
             if old is not None and old.digest == generation.digest and self.content(old) == content:
+                self.recorded.add(old.digest)
                 return old
         # A number is never given twice, not even over a folder that can't be read or was collected.
         number = max([*numbers, self._highest(generation.spec)], default=0) + 1
@@ -138,6 +141,8 @@ class Generations:
                 # Relative, so that it is true wherever ROOT is mounted: <workflow>/<node>/<n> is 4 deep.
                 self._files.symlink(folder / ".venv", f"../../../../store/{generation.digest}/.venv")
                 self._together.flush(member)
+                # Before it is there: a collection that looked a moment ago has not seen it.
+                self.recorded.add(generation.digest)
                 self._files.rename(folder, target)
             except BaseException:
                 with contextlib.suppress(OSError):

@@ -135,10 +135,6 @@ class Leases:
         place = self.place()
         return {name: self._leased(place, name, server_now) for name in self._names(place)}
 
-    def in_force(self, server_now: float) -> dict[str, list[Held]]:
-        """Every lease in force, by closure name. Raises `StoreError` where that can't be known."""
-        return {name: one.held for name, one in self.survey(server_now).items() if one.held}
-
     def names(self) -> list[str]:
         """The closures that have a lease folder, whether they are there or not. Raises `StoreError`."""
         return self._names(self.place())
@@ -151,13 +147,6 @@ class Leases:
         """
         # Its place is found anew each time: what vanished with a mount since must not look like "no lease".
         return self._leased(self.place(), name, server_now)
-
-    def left(self, name: str) -> float | None:
-        """The server time at which the last lease on a closure ended, or ends; None where there was none.
-
-        Raises `StoreError`.
-        """
-        return self.on(name, 0.0).left
 
     def clean(self, name: str, server_now: float) -> None:
         """Removes the expired leases of a closure that was collected, and their folder once it is empty.

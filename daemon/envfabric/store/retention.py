@@ -157,6 +157,9 @@ class Retention:
         """
         self._root.require_marker()
         serving = self._serving()
+        if not dry:
+            # What is recorded from here on may be missed by this look; the look before each removal meets it.
+            self._generations.recorded.clear()
         seen = self._look(dry=dry)
         plan = self._decide(seen, serving, dry=dry)
         if not dry:
@@ -221,6 +224,8 @@ class Retention:
                     new.made = {one: old.made[one] for one in numbers if one in old.made}
                 old = new
             known[spec_id] = old
+        # A spec's folder that vanished with its mount looks as if it had no generations: that is not remembered.
+        self._root.require_marker()
         self._known = known
         return {spec_id: one.numbers for spec_id, one in known.items() if one.numbers}
 

@@ -7,17 +7,18 @@ closes them at the end. Changes modes below the closure that is being sealed, an
 
 import errno
 import hashlib
+import itertools
 import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from envfabric.store.manifest import DEEPEST, Lines
 
 _CHUNK = 1 << 20
-_REMEMBERED = 100_000
-"""Files whose digest is kept in memory: about 40 MB."""
+_REMEMBERED = 80_000
+"""Files whose digest is kept in memory: about 32 MB."""
 _LIBRARY = ".venv/lib/"
 """Below this an environment's sources lie."""
 
@@ -125,7 +126,8 @@ class Inventory:
             self.linked -= counted
         else:
             self.copied -= counted
-            del self.inodes[status.st_ino]
+        # Each file of a package has an inode of its own within an environment.
+        self.inodes.pop(status.st_ino, None)
         del self.digests[listed], self.lines[listed]
 
     def add_folder(self, path: str, listed: str) -> None:
@@ -146,10 +148,20 @@ class Hashes:
         key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         known = self._known.get(key)
         if known is None:
-            if len(self._known) >= _REMEMBERED:
-                self._known.clear()
+            make_room(self._known, _REMEMBERED)
             known = self._known[key] = _sha256(path)
         return known
+
+    def forget(self) -> None:
+        """Reads everything anew: something may have changed files without changing their times."""
+        self._known.clear()
+
+
+def make_room(known: dict[Any, Any], most: int) -> None:
+    """Drops the older half of what is remembered once it is `most`; safe for threads."""
+    if len(known) >= most:
+        for key in list(itertools.islice(known, most // 2)):
+            known.pop(key, None)
 
 
 def take_inventory(closure: Path, hashes: Hashes) -> Inventory:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from envfabric.store.files import Files, Freed
 
+TOUCHED = 86400.0
+"""Seconds after which the use of a file is noted again, by its time: that may be so much older than the last use."""
 _CALM = 0.1
 """The share of the age for which a folder is left alone after a walk: else one file in each hour is a walk in each."""
 
@@ -37,14 +39,17 @@ class Sweep:
         age: float,
         since: Callable[[os.stat_result], float | None],
         check: Callable[[], None],
+        hurried: float | None = None,
     ) -> None:
-        """`since` says from when on a file is needed by nobody, `age` how many seconds it stays after that.
+        """`since` says from when on a file is needed by nobody, `age` how many seconds it stays after that;
+        `hurried` is its age in a hurry, where that is another one.
 
         `check` raises where this process may not remove anything any more.
         """
         self._files = files
         self._folder = folder
         self._age = age
+        self._hurried = hurried
         self._since = since
         self._check = check
         # In seconds of the server's clock: before these nothing is old enough; and not worth a walk.
@@ -55,7 +60,8 @@ class Sweep:
 
         Without a `hurry` it may go a tenth of its age late. Raises `OSError`, and what `check` raises.
         """
-        if now < self._due or (now < self._calm and not hurry):
+        age = self._age if not hurry or self._hurried is None else min(self._age, self._hurried)
+        if now < self._due - (self._age - age) or (now < self._calm and not hurry):
             return 0
         removed, due = 0, now + self._age
         failed: list[OSError] = []
@@ -67,13 +73,15 @@ class Sweep:
                     since = self._since(status)
                     if since is None:
                         continue
-                    if now - since < self._age:
+                    if now - since < age:
                         due = min(due, since + self._age)
                         continue
                     self._check()
                     self._files.unlink(path)
                     freed.add(status)
                     removed += 1
+        # A mount that is away looks like an empty folder.
+        self._check()
         # What could not be listed may have held anything: the next collection looks again.
         if not any(not isinstance(one, FileNotFoundError) for one in failed):
             self._due, self._calm = due, now + _CALM * self._age
