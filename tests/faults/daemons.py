@@ -128,7 +128,9 @@ class RunningVictim:
 
     def stop(self) -> dict[str, int]:
         """SIGTERM, and exit code 0; gives the steps since `seen`. Raises `Dead` where its moment came first."""
-        os.kill(self._pid, signal.SIGTERM)
+        # Its moment may have come already: what it said of that is read below.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGTERM)
         steps: dict[str, int] = {}
         while told := self._take(ANSWERS_WITHIN, ending=True):
             steps = told.get("last", steps)
@@ -139,7 +141,8 @@ class RunningVictim:
 
     def kill(self) -> None:
         """SIGKILL from outside, at no chosen moment."""
-        os.kill(self._pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
         self._barracks.ended()
         self._connection.close()
 

@@ -118,4 +118,4 @@ class Drawing:
         return lines
 
     def _delay(self, kind: str) -> float:
-        return self._chance.uniform(0.0, self._delays[kind]) if kind.startswith("uv ") else 0.0
+        return self._chance.uniform(0.0, self._delays[kind]) if kind.endswith(" runs") else 0.0

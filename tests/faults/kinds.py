@@ -21,12 +21,17 @@ def kind_of(root: Path, operation: str, path: Path) -> str:
     return f"{operation} {_role(parts)}"
 
 
-def uv_kind(arguments: list[str]) -> str:
-    """The kind of a moment of uv's running time, such as `uv sync runs`."""
+def run_kind(command: list[str]) -> str | None:
+    """The kind of a moment of a process's running time, such as `uv sync runs`; None of those that write nothing."""
+    program, *arguments = command
+    if arguments[-3:-2] == ["compile"]:
+        return "compiler runs"
+    if Path(program).name != "uv" or "--version" in arguments:
+        return None
     words = [one for one in arguments if not one.startswith("-")]
-    command = " ".join(words[:2] if words[:1] == ["cache"] else words[:1])
+    asked = " ".join(words[:2] if words[:1] == ["cache"] else words[:1])
     dry = " --dry-run" if "--dry-run" in arguments else " --check" if "--check" in arguments else ""
-    return f"uv {command}{dry} runs"
+    return f"uv {asked}{dry} runs"
 
 
 def _role(parts: tuple[str, ...]) -> str:
@@ -45,6 +50,8 @@ def _role(parts: tuple[str, ...]) -> str:
         return "/".join((top, _HEX.sub("*", rest[0]), *("*" for _ in rest[1:2])))
     if top == "trash":
         return f"trash/{_trash(rest[0])}{'/…' if rest[1:] else ''}"
+    if top == "bytecode":
+        return f"bytecode/{'<folder>' if not rest[1:] else '*.bad' if rest[1].endswith('.bad') else '<compiled>'}"
     if top == "uv_cache":
         return f"uv_cache/…{path_suffix(rest[-1])}"
     name = _HEX.sub("*", rest[0])
@@ -62,7 +69,7 @@ def _staging(rest: tuple[str, ...]) -> str:
         return f"staging/{first}"
     if ".venv" in rest[1:-1] or (rest[-1] == ".venv" and first != "<generation>"):
         return f"staging/{first}/{rest[1]}/.venv"
-    return "/".join(("staging", first, *rest[1:3]))
+    return "/".join(("staging", first, *(_HEX.sub("*", one) for one in rest[1:3])))
 
 
 def _trash(name: str) -> str:

@@ -11,7 +11,7 @@ from faults.checks import at_rest, while_down
 from faults.daemons import Barracks, Dead
 from faults.drawing import RECOVERY, Drawing
 from faults.ground import Ground, Packages
-from faults.kinds import kind_of, uv_kind
+from faults.kinds import kind_of, run_kind
 from faults.rounds import play
 from faults.story import Story
 
@@ -143,6 +143,14 @@ def test_kinds_without_a_hit_come_first() -> None:
         ("link", "locks/epoch-12", "link locks/epoch-<n>"),
         ("write", "state/pins/wf/a.json", "write state/pins/*"),
         ("link", "staging/probe-0123456789abcdef/12", "link staging/ by the probe"),
+        ("mkdir", "bytecode/0a", "mkdir bytecode/<folder>"),
+        ("link", f"bytecode/0a/{'0a' * 32}.cpython-311-a70d0d0a-30b07f0.1", "link bytecode/<compiled>"),
+        ("write", f"bytecode/0a/{'0a' * 32}.cpython-311-a70d0d0a-30b07f0.bad", "write bytecode/*.bad"),
+        (
+            "write",
+            "staging/0123456789abcdef0123/compile.0123456789abcdef0123",
+            "write staging/<build>/compile.*",
+        ),
     ],
 )
 def test_kinds_have_no_names_of_their_own(operation: str, path: str, kind: str) -> None:
@@ -157,8 +165,16 @@ def test_kinds_have_no_names_of_their_own(operation: str, path: str, kind: str) 
         (["sync", "--frozen", "--extra=a", "--python", "/x"], "uv sync runs"),
         (["sync", "--frozen", "--dry-run"], "uv sync --dry-run runs"),
         (["cache", "prune"], "uv cache prune runs"),
+        (["--version"], None),
     ],
 )
-def test_uv_kinds(arguments: list[str], kind: str) -> None:
+def test_uv_kinds(arguments: list[str], kind: str | None) -> None:
     """Of uv's arguments only the command tells a kind."""
-    assert uv_kind(arguments) == kind
+    assert run_kind(["/bin/uv", *arguments]) == kind
+
+
+def test_compiler_is_a_kind() -> None:
+    """So is the interpreter that compiles, and one that is only asked what it is is none."""
+    compiler = ["/bin/python3", "-I", "-S", "/x/compiler.py"]
+    assert run_kind([*compiler, "compile", "/nas/staging/1/compile.1", "2"]) == "compiler runs"
+    assert run_kind([*compiler, "facts"]) is None

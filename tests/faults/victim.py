@@ -25,7 +25,7 @@ from envfabric.service.daemon import Daemon
 from envfabric.service.settings import load_settings
 from envfabric.store.files import Files
 from envfabric.telemetry import logs
-from faults.kinds import kind_of, uv_kind
+from faults.kinds import kind_of, run_kind
 from support.namespace import descendants
 
 _STARTED_WITHIN = 5.0
@@ -71,9 +71,9 @@ class Control:
         if event != "subprocess.Popen":
             return
         command = [str(one) for one in arguments[1]]
-        if Path(command[0]).name != "uv" or "--version" in command:
+        kind = run_kind(command)
+        if kind is None:
             return
-        kind = uv_kind(command[1:])
         with self._lock:
             self._count(kind)
             number, delay = self._arms.get(kind, (0, 0.0))

@@ -5,12 +5,15 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from envfabric.index.document import Entry
+import pytest
+
+from envfabric.index import publisher as module
+from envfabric.index.document import Entry, to_json
 from envfabric.index.publisher import MANY_LINKS, Publisher
 from envfabric.store.files import Files
 from envfabric.store.generations import Generations
 from envfabric.store.root import Root
-from envfabric.store.writer import Writer
+from envfabric.store.writer import LostWriter, Writer
 
 READY = Entry("ready", "t1", "c1", serving="d1", generation=1)
 IDS = [f"wf{number % 3}/n{number}" for number in range(3 * MANY_LINKS)]
@@ -61,6 +64,39 @@ def test_one_that_fails_keeps_no_other(root: Root, writer: Writer) -> None:
     assert publisher.publish("c1", entries, ()) is None
     assert links(root) == all_at(1)
     assert sorted(tried) == sorted([IDS[5], IDS[50]])
+
+
+def test_deposed_among_many_stops_soon(root: Root, writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that is deposed while it flips thousands leaves the rest of them to the next one."""
+    monkeypatch.setattr(module, "AT_ONCE", MANY_LINKS)
+    flipped = []
+
+    def step(operation: str, path: Path) -> None:
+        if operation == "rename" and path.is_relative_to(root.envs):
+            flipped.append(path)
+            (root.locks / f"epoch-{writer.epoch + 1}").touch()
+
+    files = Files(step)
+    publisher = Publisher(root, files, writer, Generations(root, files))
+    with pytest.raises(LostWriter):
+        publisher.publish("c1", dict.fromkeys(IDS, READY), ())
+    assert 0 < len(flipped) <= MANY_LINKS
+
+
+def test_links_of_another_writer_are_put_right(root: Root, publisher: Publisher) -> None:
+    """Who wrote another index may have flipped links as well: a look that finds the one finds the others."""
+    entries = dict.fromkeys(IDS, READY)
+    first = publisher.publish("c1", entries, ())
+    assert first is not None
+    links_of = Generations(root, Files())
+    links_of.serve(IDS[3], 7)
+    links_of.serve("gone/x", 1)
+    links_of.withdraw(IDS[4])
+    Files().write_atomic(root.index, to_json(replace(first, sequence=9), root))
+    publisher.look()
+    assert publisher.wait(quiet=True) is not None
+    assert publisher.publish("c1", entries, ()) is not None
+    assert links(root) == all_at(1)
 
 
 def test_start_changes_no_link_that_is_right(root: Root, publisher: Publisher, writer: Writer) -> None:

@@ -36,6 +36,20 @@ def test_lost_or_spoilt_index_takes_no_number_back(root: Root, writer: Writer, r
             root.index.write_bytes(raw)
 
 
+def test_index_from_a_backup_takes_no_number_back(root: Root, writer: Writer) -> None:
+    """An older index that can be read is told by the kept number, as far as that tells: no number is given twice."""
+    publisher = restarted(root, writer)
+    publisher.publish("c0", {}, ())
+    backup = root.index.read_bytes()
+    for number in range(AHEAD + 50):
+        index = publisher.publish(f"c{number + 1}", {}, ())
+    assert index is not None
+    root.index.write_bytes(backup)
+    later = restarted(root, writer).publish("c1", {}, ())
+    assert later is not None
+    assert later.sequence > index.sequence
+
+
 def test_numbers_go_on_by_one_while_the_index_is_there(root: Root, writer: Writer) -> None:
     """Neither a restart nor the kept number skips any: the index itself says which was the last."""
     for number in range(1, AHEAD + 10):

@@ -62,7 +62,7 @@ def drawn_outcome(drawn: random.Random, boards: list[Board]) -> None:
     able = [one for one, ref in boards[0].refs.items() if ref.refused is None]
     if not able:
         return
-    spec_id, kind, number = drawn.choice(sorted(able)), drawn.randrange(5), drawn.randrange(1, 9)
+    spec_id, kind, number = drawn.choice(sorted(able)), drawn.randrange(6), drawn.randrange(1, 9)
     for on in boards:
         if kind == 0:
             on.fail(spec_id, SpecError(Reason.FETCH, "away"))
@@ -70,6 +70,10 @@ def drawn_outcome(drawn: random.Random, boards: list[Board]) -> None:
             on.fail(spec_id, SpecError(Reason.UNRESOLVABLE, "never"))
         elif kind == 2:
             on.suspend(spec_id)
+        elif kind == 5:
+            # An order to repair found what it serves damaged.
+            if (served := on.entries[spec_id].generation) is not None:
+                on.heal[spec_id] = served
         else:
             made = Generation(spec_id, number, "d1", "", "", "", "at", "3.11.7", None, "resolved", {}, {})
             on.serve(spec_id, made, pinned=kind == 3)
@@ -83,7 +87,7 @@ def test_any_row_of_revisions_ends_the_same(root: Root, monkeypatch: pytest.Monk
     monkeypatch.setattr(time, "time", lambda: 1000.0)
     drawn = random.Random(seed)
     by_difference, whole = board(root), board(root)
-    wanted = Wanted()
+    wanted, healing = Wanted(), 0
     for number in range(300):
         wanted = drawn_change(drawn, wanted.specs)
         plan = adopt(by_difference, f"c{number}", wanted)
@@ -96,6 +100,9 @@ def test_any_row_of_revisions_ends_the_same(root: Root, monkeypatch: pytest.Monk
         assert by_difference.entries == whole.entries
         assert by_difference.retries == whole.retries
         assert by_difference.heal == whole.heal
+        assert by_difference._seen.keys() == whole._seen.keys()
+        healing += bool(whole.heal)
+    assert healing > 30
 
 
 def test_untouched_entries_are_the_same_objects() -> None:

@@ -175,6 +175,22 @@ def test_many_changes_are_read_as_a_whole(
     assert same_either_way(source, repo.commit(), last).wanted.touched is None
 
 
+@pytest.mark.parametrize("names", [["n" * 140_000], ["n" * 5000], [f"{n}" + "n" * 1000 for n in range(120)]])
+def test_names_too_long_for_a_command_line(repo: SpecRepo, source: Repository, names: list[str]) -> None:
+    """Git keeps names that no program can be told: a commit with one stops nothing, nor do those that follow it."""
+    repo.spec("zz/good")
+    last = same_either_way(source, repo.commit(), None)
+    first, blob, good = (
+        repo.head,
+        *(repo.git("rev-parse", f"HEAD:zz{rest}") for rest in ("/good/pyproject.toml", "")),
+    )
+    flow = tree(repo, *(("40000", name, tree(repo, ("100644", "pyproject.toml", blob))) for name in names))
+    long = repo.git("commit-tree", tree(repo, ("40000", "wf", flow), ("40000", "zz", good)), "-m", "long")
+    last = same_either_way(source, long, last)
+    assert list(last.wanted.specs) == ["zz/good"] or len(names) > 1
+    assert list(same_either_way(source, first, last).wanted.specs) == ["zz/good"]
+
+
 def test_edits_elsewhere_touch_nothing(repo: SpecRepo) -> None:
     """A commit that changes nothing below the spec folder, or only its own files, touches no spec."""
     repo.spec_dir = "specs"

@@ -1,5 +1,6 @@
 """Generations that are written at the same time share one flush, and none is there before it."""
 
+import contextlib
 import errno
 import os
 import threading
@@ -8,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from envfabric.store import together as module
 from envfabric.store.files import Files
 from envfabric.store.generations import Content, Generation, Generations
 from envfabric.store.root import Root
-from envfabric.store.together import CROWD, Together
+from envfabric.store.together import CROWD, Member, Together, kind_of
+from support.waiting import wait_for
 
 COUNT = 4 * CROWD
 
@@ -122,8 +125,11 @@ def test_flush_that_began_earlier_is_not_enough(root: Root, others: int) -> None
 
     together = Together(Files(step), root.staging)
 
+    present: list[None] = []
+
     def write() -> None:
         with together.member() as member:
+            present.append(None)
             member.alone = False
             together.flush(member)
 
@@ -133,7 +139,54 @@ def test_flush_that_began_earlier_is_not_enough(root: Root, others: int) -> None
     assert begun.wait(30)
     for thread in threads:
         thread.start()
+    wait_for(lambda: len(present) == 1 + others, message="not all have come")
     go_on.set()
     for thread in (first, *threads):
         thread.join(30)
     assert 2 <= count <= 1 + others
+
+
+def crowd(together: Together, stack: contextlib.ExitStack) -> list[Member]:
+    """Writers who have all come and not gone."""
+    return [stack.enter_context(together.member()) for _ in range(CROWD + 2)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "shared"), [("ext4", True), ("nfs4", True), ("fuse.sshfs", False), ("fuse", False)]
+)
+def test_flush_that_may_not_reach_the_server_is_not_shared(
+    root: Root, monkeypatch: pytest.MonkeyPatch, kind: str, shared: bool
+) -> None:
+    """On a file system in a user's process each writer syncs its own files, however many there are."""
+    monkeypatch.setattr(module, "kind_of", lambda device: kind)
+    with contextlib.ExitStack() as stack:
+        members = crowd(Together(Files(), root.staging), stack)
+        assert [one.alone for one in members] == [True] * (CROWD - 1) + [not shared] * 3
+
+
+def test_kind_of_a_file_system() -> None:
+    """It is what the system's list of mounts says; of a device that has no mount nothing is said."""
+    assert kind_of(os.stat("/proc").st_dev) == "proc"
+    assert kind_of(os.makedev(4000, 4000)) == ""
+
+
+def test_folder_that_was_mounted_anew_is_not_flushed_by_the_old_one(root: Root) -> None:
+    """Those who wrote around an unmount fail, and those who come then are served while they are still there."""
+    flushed = []
+    files = Files(lambda operation, path: flushed.append(path) if operation == "flush" else None)
+    together = Together(files, root.staging)
+    with contextlib.ExitStack() as stack:
+        before = crowd(together, stack)
+        # As after `umount -l` and a new mount: the path leads elsewhere, and the held folder is still there.
+        root.staging.rename(root.path / "old")
+        root.staging.mkdir()
+        for member in before[-2:]:
+            with pytest.raises(OSError, match=str(root.staging)) as raised:
+                together.flush(member)
+            assert raised.value.errno in {errno.ESTALE, errno.EBADF}
+        assert flushed == []
+        after = crowd(together, stack)
+        together.flush(after[-1])
+        assert flushed == [root.staging]
+        with pytest.raises(OSError, match=str(root.staging)):
+            together.flush(before[-1])

@@ -8,7 +8,7 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from envfabric.index.document import Entry, Index, Texts, from_json, to_json
@@ -29,6 +29,9 @@ SINGLES = 3
 FLIPPERS, MANY_LINKS = 16, 32
 """Links under envs/ that are flipped at a time, and how many have to differ for that."""
 
+AT_ONCE = 200
+"""Links that are changed between two looks at whether this is still the writer."""
+
 
 class Publisher:
     """Publishes the index of one ROOT. Belongs to the loop's thread."""
@@ -46,6 +49,7 @@ class Publisher:
         self._linked: dict[str, int] = {}
         self._behind = False
         self._written: Stamp | None = None
+        self._foreign: Stamp | None = None
         self._texts = Texts()
         self._sequence = Sequence(root, files)
         self.published: Index | None = None
@@ -60,7 +64,11 @@ class Publisher:
     def look(self) -> None:
         """Notices an index that is not the one published here: removed, or replaced by a late lower epoch;
         and links that could not be flipped."""
-        if self.published is not None and self._stat() != self._written:
+        if self.published is not None and (found := self._stat()) != self._written:
+            if found is not None and found != self._foreign:
+                # Another wrote it, who may have flipped links as well. Learnt once: each link is a way to the NAS.
+                self._foreign = found
+                self.adopt_links()
             self.want(outcome=True)
         if self._behind:
             self.want(outcome=False)
@@ -147,18 +155,26 @@ class Publisher:
         self._behind = False
         if serving == self._linked:
             return
-        self._writer.check()
         differing = [one for one in serving if self._linked.get(one) != serving[one]]
         if len(differing) < MANY_LINKS:
-            for spec_id in differing:
-                self._serve(spec_id, serving[spec_id])
+            for some in self._as_writer(differing):
+                for spec_id in some:
+                    self._serve(spec_id, serving[spec_id])
         else:
             # Each waits for the NAS a few times, and the loop waits for all of them.
             with ThreadPoolExecutor(FLIPPERS, "flip") as pool:
-                list(pool.map(self._serve, differing, map(serving.__getitem__, differing)))
+                for some in self._as_writer(differing):
+                    list(pool.map(self._serve, some, map(serving.__getitem__, some)))
         # Not meanwhile: the folder that goes with its last link may be the one that another is put into.
-        for spec_id in self._linked.keys() - serving.keys():
-            self._withdraw(spec_id)
+        for some in self._as_writer(list(self._linked.keys() - serving.keys())):
+            for spec_id in some:
+                self._withdraw(spec_id)
+
+    def _as_writer(self, spec_ids: list[str]) -> Iterator[list[str]]:
+        """Some at a time. One that was paused among thousands, and deposed, changes no more than these."""
+        for start in range(0, len(spec_ids), AT_ONCE):
+            self._writer.check()
+            yield spec_ids[start : start + AT_ONCE]
 
     def _serve(self, spec_id: str, number: int) -> None:
         try:
@@ -180,6 +196,7 @@ class Publisher:
 
     def adopt_links(self) -> None:
         """Learns which paths for people exist and where they lead, so that those of specs long gone are removed."""
+        self._linked.clear()
         for flow in _scan(self._root.envs):
             for link in _scan(flow.path) if flow.is_dir(follow_symlinks=False) else ():
                 if link.is_symlink():

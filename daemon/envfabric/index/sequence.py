@@ -1,7 +1,8 @@
 """The sequence number of the next index: higher than any that somebody may have seen.
 
 It is in the index itself. For the case that the index is lost or spoilt, a number that no published one is above is
-kept in state/sequence, and put up well ahead of need, so that a publication hardly ever costs a second write.
+kept in state/sequence, and put up well ahead of need, so that a publication hardly ever costs a second write. That
+number tells an index from a backup, too, where more than those ahead were given since.
 """
 
 from pathlib import Path
@@ -28,6 +29,10 @@ class Sequence:
         """
         if self._kept is None:
             self._kept = self._read()
+            if known is not None and known < self._kept - AHEAD:
+                # The kept one was put up for a number above this: the index is an older one that somebody put
+                # back, and how far they had come by then nobody knows.
+                known = None
         number = (self._kept if known is None else known) + 1
         if number > self._kept:
             # Before that number is published: a crash in between costs some numbers, and gives none twice.

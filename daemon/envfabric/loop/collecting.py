@@ -4,6 +4,7 @@ One collection at a time, in a thread of its own; the loop's thread begins it an
 """
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -87,7 +88,7 @@ class Collecting:
         # The first one waits for a whole interval: at a start there is more urgent work.
         self._next = clock() + schedule.interval
         self._low = False
-        self._next_hurry = 0.0
+        self._hurried = -math.inf
         self._hurry_wait = HURRY_INTERVAL
         self._account_changed = False
 
@@ -97,15 +98,17 @@ class Collecting:
         low = self._space_is_low()
         if low != self._low:
             self._low = low
-            # It may be low again in a moment, and by then there may be something to collect.
-            self._next_hurry, self._hurry_wait = 0.0, HURRY_INTERVAL
+            # By the time that it is low again there may be something to collect. The last collection counts all
+            # the same: free space that goes up and down around the threshold begins no row of them.
+            self._hurry_wait = HURRY_INTERVAL
             if low:
                 self._log.warning("space is low: collecting", min_free_percent=self._schedule.min_free)
             else:
                 self._log.info("space is enough again", min_free_percent=self._schedule.min_free)
-        hurry = low and clock >= self._next_hurry
+        # One that runs already is in no hurry: its turn comes when that has ended.
+        hurry = low and not self._running and clock >= self._hurried + self._hurry_wait
         if hurry:
-            self._next_hurry = clock + self._hurry_wait
+            self._hurried = clock
         if hurry or (self._schedule.interval > 0 and clock >= self._next):
             self.begin(lambda _: None, hurry=hurry)
 
@@ -176,7 +179,7 @@ class Collecting:
                     "room beside it, or see `envfabric gc --dry-run`"
                 )
             self._hurry_wait = min(2 * self._hurry_wait, most)
-        self._next_hurry = self._clock() + self._hurry_wait
+        self._hurried = self._clock()
 
     def _count(self, outcome: Outcome) -> None:
         collected = outcome.collected

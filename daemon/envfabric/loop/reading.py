@@ -16,6 +16,8 @@ AHEAD = 64
 """Specs whose files are read ahead at a time."""
 AHEAD_BYTES = 1 << 20
 """Bytes that these may have together; larger files are read when their turn comes."""
+AHEAD_MORE = 2
+"""How many times as many specs as came the last time are asked for, where not all came."""
 
 
 class Reading:
@@ -24,6 +26,7 @@ class Reading:
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
         self._ahead: dict[str, bytes] = {}
+        self._most = AHEAD
 
     def files(self, ref: SpecRef, upcoming: Iterable[SpecRef]) -> Mapping[str, bytes]:
         """A spec's files by name; `upcoming` are those that will be asked for next.
@@ -33,9 +36,12 @@ class Reading:
         if ref.refused is not None:
             return {}
         if any(oid not in self._ahead for _, oid in ref.blobs):
-            others = (other.blobs for other in islice(upcoming, AHEAD) if other.refused is None)
+            others = [other.blobs for other in islice(upcoming, self._most) if other.refused is None]
             blobs = chain(ref.blobs, *others)
             self._ahead = self._repository.read_many((oid for _, oid in blobs), AHEAD_BYTES)
+            came = sum(all(oid in self._ahead for _, oid in one) for one in others)
+            # Git is asked for the size of each: where the files are large, few fit, and the others' were for nothing.
+            self._most = min(AHEAD, AHEAD_MORE * (came + 1 if came < len(others) else self._most))
         return {name: self._file(ref, name, oid) for name, oid in ref.blobs}
 
     def forget(self) -> None:

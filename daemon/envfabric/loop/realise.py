@@ -27,8 +27,8 @@ from envfabric.store.generations import Content, Generation, Generations
 from envfabric.store.pins import Pin, Pins
 from envfabric.store.root import Root, now
 
-MEANT = 1000
-"""Closures that are kept at hand with their digests."""
+MEANT = 100
+"""Questions whose closures are kept at hand with their digests: a closure may be large, and each question has one."""
 
 Purpose = Literal["wanted", "pinned", "healed"]
 """Why a closure is needed: for the committed content, for a pin, or to serve again what was served."""

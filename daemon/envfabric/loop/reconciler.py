@@ -258,7 +258,8 @@ class Reconciler:
         for spec_id in plan.removed + plan.refused:
             self.work.forget(spec_id)
         # One that is refused gets nothing new, but what it serves is healed like any other's.
-        for spec_id in (*plan.changed, *(plan.lost.keys() & set(plan.refused))):
+        # Those that wait for it since an order to repair were forgotten just now, too.
+        for spec_id in (*plan.changed, *(self.board.heal.keys() & set(plan.refused))):
             self.work.add(spec_id)
         self._log.info(
             "revision",
@@ -301,7 +302,7 @@ class Reconciler:
                     # Before it is named again: its grace period begins anew when it leaves the next time.
                     self._left.forget(name)
             board.keep_retries()
-            index = self._publisher.publish(board.revision, board.entries, board.problems)
+            self._publisher.publish(board.revision, board.entries, board.problems)
         except LostWriter:
             raise
         except (OSError, StoreError) as error:
@@ -309,15 +310,22 @@ class Reconciler:
                 raise
             self._metrics.reconciles.inc()
             self._metrics.reconcile_failures.inc()
-            self._log.error("index not published", error=str(error))
+            there = self._publisher.published is not before
+            self._log.error(
+                "envs/ not brought up to date" if there else "index not published", error=str(error)
+            )
             self._publisher.postpone()
-            return
+        finally:
+            # What is there is told, whatever failed behind it: nothing else would tell it later.
+            if (index := self._publisher.published) is not None and index is not before:
+                self._tell(before, index, began)
         self._show()
-        if index is None:
-            return
+
+    def _tell(self, before: Index | None, index: Index, began: float) -> None:
+        """What follows from an index that has just replaced another."""
         self._metrics.index_last_publish.set_to_current_time()
         self._note(before, index)
-        for seconds in board.published():
+        for seconds in self.board.published():
             self._metrics.commit_to_publish.observe(seconds)
         self._log.info(
             "published",

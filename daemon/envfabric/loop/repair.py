@@ -115,7 +115,7 @@ class Repair:
             self._closures.mark_damaged(name, told)
             case.damaged[name] = len(findings)
         wanted = {one for name in case.damaged for one in self._distributions(name)}
-        if wanted:
+        if case.damaged:
             try:
                 # The damaged file is in the cache as well: it is the same inode.
                 self._forget(sorted(wanted))

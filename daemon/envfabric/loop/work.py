@@ -8,21 +8,19 @@ loop's thread; the steps themselves run in worker threads and come back through 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from envfabric.build.environment import Built
 from envfabric.build.lockfile import neutral
 from envfabric.core.errors import Reason, SpecError
 from envfabric.loop.board import Board
 from envfabric.loop.counting import Counting
-from envfabric.loop.lane import Lane
+from envfabric.loop.lane import Lane, Places, Waiter
 from envfabric.loop.reading import Reading
 from envfabric.loop.realise import (
     Located,
-    Purpose,
     Realiser,
     Recalled,
     Request,
@@ -46,19 +44,10 @@ FINISHERS = 16
 """Generations that are written at a time: they share their flushes, see store/together."""
 BACKLOG = 4 * FINISHERS
 """Generations that wait to be written, above which nothing more is recalled: each has a lock with it."""
+QUEUED = 64
+"""Keys that wait in a lane for uv, above which those who come wait without what they carry: a lock, and more."""
 _ASKERS_OWN = {Reason.INVALID_SPEC, Reason.VALIDATION}
 """Refusals that hang on the one who asked (its name, its need of Ray), not on the question."""
-
-
-@dataclass(frozen=True, slots=True)
-class Waiter(Generic[W]):
-    """A spec's content that waits in a lane. Only the first of a key carries what the step needs."""
-
-    ref: SpecRef
-    work: W | None
-    lock: str = ""
-    """The neutral digest of the lock that it would be built from."""
-    purpose: Purpose = "wanted"
 
 
 class Work:
@@ -88,6 +77,9 @@ class Work:
         self._recalling: set[str] = set()
         self._resolving: Lane[Waiter[Unresolved]] = Lane(2 * builders)
         self._building: Lane[Waiter[Located]] = Lane(builders)
+        self._resolvable = Places(self._resolving, QUEUED, RECALLERS)
+        self._buildable = Places(self._building, QUEUED, RECALLERS)
+        self._places = (self._resolvable, self._buildable)
         # By spec id: two generations of one spec are never written at once.
         self._finishing: Lane[Located] = Lane(FINISHERS)
         self._pool = ThreadPoolExecutor(RECALLERS + 3 * builders + FINISHERS, "work")
@@ -102,6 +94,7 @@ class Work:
             self._todo
             or self._again
             or self._recalling
+            or any(map(len, self._places))
             or any(lane.waiting or lane.running for lane in lanes)
         )
 
@@ -114,6 +107,8 @@ class Work:
         """The spec is gone; the outcome of a step that is running will be dropped."""
         self._todo.pop(spec_id, None)
         self._again.pop(spec_id, None)
+        for places in self._places:
+            places.leave(spec_id)
         self._counting.forget(spec_id)
 
     def has(self, spec_id: str) -> bool:
@@ -122,6 +117,7 @@ class Work:
             spec_id in self._todo
             or spec_id in self._again
             or spec_id in self._recalling
+            or any(spec_id in places for places in self._places)
             or self._finishing.knows(spec_id)
             or any(self._asked(one, spec_id) for one in self._resolving.waiters())
             or any(self._asked(one, spec_id) for one in self._building.waiters())
@@ -129,17 +125,6 @@ class Work:
 
     def start(self) -> bool:
         """Starts as many steps as there are free slots; whether a build was among them."""
-        while len(self._recalling) < RECALLERS and self._finishing.waiting < BACKLOG:
-            # One thread a spec: newer content waits for the step that is running for the older.
-            waiting = chain(self._todo, self._again)
-            spec_id = next((one for one in waiting if one not in self._recalling), None)
-            if spec_id is None:
-                break
-            self._todo.pop(spec_id, None)
-            self._again.pop(spec_id, None)
-            self._recall(spec_id)
-        if not self._todo and not self._again:
-            self._reading.forget()
         for key, unresolved in self._resolving.start():
             self._resolve(key, unresolved)
         before = self._building.waiting
@@ -147,11 +132,31 @@ class Work:
             self._build(digest, located)
         for spec_id, finished in self._finishing.start():
             self._finish(spec_id, finished)
+        begun = self._building.waiting < before
+        # Only now: what has begun has made room.
+        self._start_recalls()
+        specs = len(self._todo) + len(self._again) + sum(map(len, self._places))
         self._metrics.builds_in_progress.set(self._building.running)
-        self._metrics.build_queue_length.set(
-            len(self._todo) + len(self._again) + self._resolving.waiting + self._building.waiting
-        )
-        return self._building.waiting < before
+        self._metrics.build_queue_length.set(specs + self._resolving.waiting + self._building.waiting)
+        return begun
+
+    def _start_recalls(self) -> None:
+        for places in self._places:
+            places.call()
+        while len(self._recalling) < RECALLERS and self._finishing.waiting < BACKLOG:
+            # One thread a spec: newer content waits for the step that is running for the older.
+            spec_id = next((one for one in self._in_order() if one not in self._recalling), None)
+            if spec_id is None:
+                break
+            self._todo.pop(spec_id, None)
+            self._again.pop(spec_id, None)
+            self._recall(spec_id)
+        if not (self._todo or self._again or any(map(len, self._places))):
+            self._reading.forget()
+
+    def _in_order(self) -> Iterator[str]:
+        """The specs that are to be looked into. Those who are called to a place come first: they are few."""
+        return chain(*(places.called() for places in self._places), self._todo, self._again)
 
     def stop(self) -> None:
         """Ends what runs."""
@@ -172,6 +177,7 @@ class Work:
             files = self._reading.files(ref, self._upcoming())
             request = Request(ref, entry.commit, files, entry.generation, heal)
         except (SpecError, SourceError) as error:
+            self._answered(spec_id)
             self._board.fail(spec_id, error)
             return
         self._recalling.add(spec_id)
@@ -180,11 +186,21 @@ class Work:
     def _upcoming(self) -> Iterator[SpecRef]:
         """The specs whose turn comes next."""
         refs = self._board.refs
-        return (refs[one] for one in chain(self._todo, self._again) if one in refs)
+        return (refs[one] for one in self._in_order() if one in refs)
+
+    def _answered(self, spec_id: str) -> None:
+        for places in self._places:
+            places.answered(spec_id)
 
     def _recalled(self, request: Request, future: Future[Recalled]) -> None:
+        self._recalling.discard(request.ref.id)
+        try:
+            self._take_up(request, future)
+        finally:
+            self._answered(request.ref.id)
+
+    def _take_up(self, request: Request, future: Future[Recalled]) -> None:
         ref = request.ref
-        self._recalling.discard(ref.id)
         if not self._board.wants(ref) or ref.id in self._todo:
             # An order came since: it is looked into anew.
             return
@@ -202,7 +218,8 @@ class Work:
         elif isinstance(result, Unresolved):
             self._board.hold(ref.id, pinned=False)
             asked = self._resolving.knows(result.key)
-            self._resolving.add(result.key, Waiter(ref, None if asked else result))
+            if self._resolvable.take(ref.id, result.key):
+                self._resolving.add(result.key, Waiter(ref, None if asked else result))
         else:
             if result.purpose != "healed":
                 self._board.hold(ref.id, pinned=result.purpose == "pinned")
@@ -214,7 +231,7 @@ class Work:
         self._counting.request(ref, hit=located.built)
         if located.built:
             self._finishing.add(ref.id, located)
-        else:
+        elif self._buildable.take(ref.id, located.digest):
             lock = neutral(located.recipe.lock)
             waiter = Waiter(ref, None if wanted else located, lock, located.purpose)
             self._building.add(located.digest, waiter)

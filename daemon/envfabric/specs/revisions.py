@@ -1,7 +1,8 @@
 """Reads what a revision asks for: from its difference to the last one where that is little, else as a whole.
 
-What comes of it is the same either way. Nothing is remembered here: the caller says which revision it has, so that
-one that could not be adopted is no base for the next. May read the repository; knows no spec's content.
+What comes of it is the same either way, of trees that `git fsck` accepts; in a forged one, half a name whose real
+folder changes beside it may be seen by a whole read only. Nothing is remembered here: the caller says which revision
+it has, so that one that could not be adopted is no base for the next. May read the repository; knows no spec's content.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from envfabric.specs.tree import Wanted, find_specs, place_of
 
 MOST = 1000
 """Changed places above which a whole tree is read sooner, and git's command line would get long."""
+LONGEST, ALL_LONG = 4096, 100_000
+"""Bytes of one changed place, and of all together, above which naming them to git might not be possible: a tree takes
+names of any length, and Linux no argument above 128 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,10 @@ def _changed(repository: Repository, before: str, after: str) -> set[str] | None
         # can't be read, reading it as a whole says so.
         return None
     places = {place for path in paths if (place := place_of(path)) is not None}
-    if len(places) > MOST or any(_forged(path, paths) for path in paths):
+    lengths = [len(place.encode("utf-8", "surrogateescape")) for place in places]
+    if len(places) > MOST or max(lengths, default=0) > LONGEST or sum(lengths) > ALL_LONG:
+        return None
+    if any(_forged(path, paths) for path in paths):
         return None
     return places
 
