@@ -306,7 +306,7 @@ class Builder:
         done = compiling.compile(job.recipe.closure.interpreter, staging, inventory)
         job.log += f"# bytecode: {done.linked} linked, {done.compiled} compiled, {done.bad} do not compile\n"
         if done.unfinished:
-            job.log += f"# without bytecode, they end the compiler: {', '.join(done.unfinished[:_TOLD])}\n"
+            job.log += f"# without bytecode: {', '.join(done.unfinished[:_TOLD])}\n"
         if done.changed:
             if names := set(owners(staging.closure, done.changed).values()):
                 raise _Damaged(names)
