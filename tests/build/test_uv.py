@@ -54,7 +54,7 @@ def test_nothing_of_the_daemons_environment_gets_in(
 
 @pytest.mark.parametrize(
     "name",
-    ["UV_INDEX_PRIVATE_USERNAME", "UV_INDEX_PRIVATE_PASSWORD", "SSL_CERT_FILE", "HTTPS_PROXY", "no_proxy", "NETRC",
+    ["SSL_CERT_FILE", "HTTPS_PROXY", "no_proxy", "NETRC",
      "UV_KEYRING_PROVIDER"],
 )  # fmt: skip
 @pytest.mark.parametrize("fleet", [True, False])
@@ -64,22 +64,22 @@ def test_credentials_certificates_and_proxies_pass(
     """What uv needs to reach an index gets through, in resolving as in checking and installing."""
     monkeypatch.setenv(name, "needed")
     assert Uv(root).environment(fleet=fleet)[name] == "needed"
+    secrets = {"UV_INDEX_PRIVATE_USERNAME": "someone", "UV_INDEX_PRIVATE_PASSWORD": "secret"}
+    assert Uv(root, secrets=secrets).environment(fleet=fleet).items() >= secrets.items()
 
 
-def test_fleet_settings_apply_only_where_the_daemon_resolves(
-    root: Root, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fleet_settings_apply_only_where_the_daemon_resolves(root: Root) -> None:
     """The fleet's index makes a good committed lock look stale, so checking does not see it."""
-    monkeypatch.setenv("UV_DEFAULT_INDEX", "http://shell.example/simple")
-    uv = Uv(root, index="http://fleet.example/simple")
+    secrets = {"UV_DEFAULT_INDEX": "http://shell.example/simple"}
+    uv = Uv(root, index="http://fleet.example/simple", secrets=secrets)
     assert uv.environment(fleet=True)["UV_DEFAULT_INDEX"] == "http://fleet.example/simple"
     assert "UV_DEFAULT_INDEX" not in uv.environment(fleet=False)
-    assert Uv(root).environment(fleet=True)["UV_DEFAULT_INDEX"] == "http://shell.example/simple"
+    assert (
+        Uv(root, secrets=secrets).environment(fleet=True)["UV_DEFAULT_INDEX"] == "http://shell.example/simple"
+    )
 
 
-def test_index_credentials_reach_the_index(
-    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_index_credentials_reach_the_index(root: Root, tmp_path: Path) -> None:
     """uv logs in at a private index with the daemon's variables, and says the password nowhere."""
     project = tmp_path / "project"
     project.mkdir()
@@ -89,9 +89,8 @@ def test_index_credentials_reach_the_index(
         text += f'[[tool.uv.index]]\nname = "own"\nurl = "{private.url}"\ndefault = true\n'
         (project / "pyproject.toml").write_text(text)
         assert Uv(root).run(["lock"], cwd=project).code != 0
-        monkeypatch.setenv("UV_INDEX_OWN_USERNAME", "reader")
-        monkeypatch.setenv("UV_INDEX_OWN_PASSWORD", "hidden")
-        done = Uv(root).run(["lock"], cwd=project)
+        secrets = {"UV_INDEX_OWN_USERNAME": "reader", "UV_INDEX_OWN_PASSWORD": "hidden"}
+        done = Uv(root, secrets=secrets).run(["lock"], cwd=project)
     assert done.code == 0, done.stderr
     assert "hidden" not in (project / "uv.lock").read_text() + done.stdout + done.stderr
 

@@ -54,7 +54,7 @@ def make_loop(
     for name in ("XDG_CONFIG_HOME", "XDG_CONFIG_DIRS", "UV_CONFIG_FILE", "UV_DEFAULT_INDEX", "UV_INDEX"):
         monkeypatch.delenv(name, raising=False)
     settings = Settings(
-        repo=repo.path, root=root.path, pythons=[BASE_PYTHON], builders=1, index=own_packages.url
+        repo=str(repo.path), root=root.path, pythons=[BASE_PYTHON], builders=1, index=own_packages.url
     )
     made = []
     with Repository(repo.path) as source:

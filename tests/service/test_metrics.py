@@ -11,12 +11,13 @@ from envfabric.telemetry.metrics import Metrics
 COUNTERS = {
     "reconciles_total", "reconcile_failures_total", "builds_total", "build_failures_total",
     "closure_requests_total", "closure_hits_total", "link_fallbacks_total", "gc_removed_total",
-    "gc_reclaimed_bytes_total",
+    "gc_reclaimed_bytes_total", "fetches_total", "fetch_failures_total",
 }  # fmt: skip
 GAUGES = {
     "build_info", "reconcile_last_success_timestamp_seconds", "builds_in_progress", "build_queue_length",
     "store_logical_bytes", "store_physical_bytes", "disk_saved_bytes", "store_closures", "store_inodes",
     "specs", "index_last_publish_timestamp_seconds", "writer", "leases",
+    "revision_held_back",
 }  # fmt: skip
 HISTOGRAMS = {"reconcile_duration_seconds", "build_duration_seconds", "commit_to_publish_seconds"}
 LABELS = {

@@ -7,7 +7,18 @@ import pytest
 
 from envfabric.client import index as client
 from envfabric.core.errors import ConfigError
-from envfabric.service.settings import GcSettings, Settings, address, load_settings, variables
+from envfabric.service.settings import (
+    FetchSettings,
+    GcSettings,
+    PolicySettings,
+    PruneSettings,
+    RaySettings,
+    Settings,
+    SignatureSettings,
+    address,
+    load_settings,
+    variables,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -81,11 +92,13 @@ def test_variables_have_the_settings_types(
 def test_every_setting_has_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever can stand in the file is a variable, too, tables by their keys, and each is accepted."""
     known = variables()
-    plain = [name for name in Settings.model_fields if name not in ("ray", "policy", "gc")]
+    tables = {"ray": RaySettings, "policy": PolicySettings, "gc": GcSettings, "fetch": FetchSettings}
+    tables |= {"prune": PruneSettings, "signatures": SignatureSettings}
+    plain = [name for name in Settings.model_fields if name not in tables]
     assert {f"ENVFABRIC_{name.upper()}" for name in plain} <= set(known)
-    assert {"ENVFABRIC_RAY__VERSION", "ENVFABRIC_RAY__REQUIRED", "ENVFABRIC_POLICY__INDEXES"} <= set(known)
-    assert {f"ENVFABRIC_GC__{name.upper()}" for name in GcSettings.model_fields} <= set(known)
-    assert not {"ENVFABRIC_RAY", "ENVFABRIC_POLICY", "ENVFABRIC_GC"} & set(known)
+    for table, kind in tables.items():
+        assert {f"ENVFABRIC_{table}__{name}".upper() for name in kind.model_fields} <= set(known)
+        assert f"ENVFABRIC_{table.upper()}" not in known
 
 
 @pytest.mark.parametrize("place", ["flag", "variable", "here", "etc"])

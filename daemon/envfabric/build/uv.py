@@ -37,10 +37,6 @@ _PASSED = (
     "https_proxy",
     "all_proxy",
     "no_proxy",
-    "UV_DEFAULT_INDEX",
-    "UV_INDEX",
-    "UV_INDEX_*_USERNAME",
-    "UV_INDEX_*_PASSWORD",
     "UV_KEYRING_PROVIDER",
     "UV_HTTP_TIMEOUT",
     "UV_CONFIG_FILE",
@@ -70,9 +66,17 @@ class Stopped(Exception):
 class Uv:
     """uv as this fabric runs it. Safe for threads."""
 
-    def __init__(self, root: Root, timeout: float = 1800.0, index: str | None = None) -> None:
-        """`timeout` is the limit of one uv process in seconds; `index` the fleet's default index."""
+    def __init__(
+        self,
+        root: Root,
+        timeout: float = 1800.0,
+        index: str | None = None,
+        secrets: Mapping[str, str] | None = None,
+    ) -> None:
+        """`timeout` is the limit of one uv process in seconds; `index` the fleet's default index; `secrets`
+        the variables with indexes and their credentials, which nothing but uv gets to see."""
         self.binary = uv.find_uv_bin()
+        self._secrets = dict(secrets or {})
         self.index = index
         self.root = root
         self._timeout = timeout
@@ -91,7 +95,7 @@ class Uv:
             name: value
             for name, value in os.environ.items()
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in _PASSED)
-        }
+        } | self._secrets
         if fleet and self.index:
             passed["UV_DEFAULT_INDEX"] = self.index
         if not fleet:

@@ -79,7 +79,9 @@ def run_daemon(
     ] = False,
     adopt: Annotated[bool, typer.Option("--adopt", help="Take ROOT over from another repository.")] = False,
     config: Config = None,
-    repo: Annotated[Path | None, typer.Option(help="The spec repository.", metavar="DIR")] = None,
+    repo: Annotated[
+        str | None, typer.Option(help="The spec repository: a folder or a URL.", metavar="REPO")
+    ] = None,
     path: Annotated[str | None, typer.Option(help="The folder of the repository with the specs.")] = None,
     branch: Annotated[str | None, typer.Option(help="The branch to follow.")] = None,
     root: RootOption = None,

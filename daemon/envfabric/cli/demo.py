@@ -27,7 +27,7 @@ def run_demo(folder: Path) -> None:
     specs, nas = folder / "specs", folder / "nas"
     _make_repository(specs)
     init_root(nas, Files())
-    flags = {"repo": specs, "root": nas, "listen": "127.0.0.1:0", "path": "", "branch": "main"}
+    flags = {"repo": str(specs), "root": nas, "listen": "127.0.0.1:0", "path": "", "branch": "main"}
     # The settings of an installation on this machine are not the demo's.
     settings = load_settings(None, flags, discover=False)
     logs.configure(settings.log_level)

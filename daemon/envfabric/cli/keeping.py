@@ -33,7 +33,7 @@ from envfabric.telemetry import logs
 
 Config = Annotated[Path | None, typer.Option(help="The settings file (ENVFABRIC_CONFIG).", metavar="FILE")]
 RootOption = Annotated[Path | None, typer.Option("--root", help="The NAS folder.", metavar="DIR")]
-RepoOption = Annotated[Path | None, typer.Option("--repo", help="The spec repository.", metavar="DIR")]
+RepoOption = Annotated[str | None, typer.Option("--repo", help="The spec repository.", metavar="REPO")]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 SpecId = Annotated[str, typer.Argument(metavar="ID")]
 
@@ -327,7 +327,7 @@ def _environments(place: Root) -> dict[str, Any]:
     return found
 
 
-def _settings(root: Path | None, repo: Path | None, config: Path | None) -> Settings:
+def _settings(root: Path | None, repo: str | None, config: Path | None) -> Settings:
     settings = load_settings(config, {"root": root, "repo": repo})
     # What the command has to say is its answer; of its work only trouble.
     logs.configure("warning" if settings.log_level == "info" else settings.log_level)
@@ -348,7 +348,7 @@ def _ordered(settings: Settings, command: str, arguments: dict[str, Any]) -> Ans
 
 
 def _order(
-    root: Path | None, repo: Path | None, config: Path | None, command: str, arguments: dict[str, Any]
+    root: Path | None, repo: str | None, config: Path | None, command: str, arguments: dict[str, Any]
 ) -> None:
     _tell(_ordered(_settings(root, repo, config), command, arguments))
 

@@ -43,6 +43,10 @@ class StoreError(FabricError):
     """ROOT can't be used as it is now: gone, replaced, held by another writer."""
 
 
+class HeldBack(FabricError):
+    """A revision is not made true until somebody acts; what was published stays. The message says who and how."""
+
+
 class SpecError(FabricError):
     """One spec can't become what it asks for.
 
@@ -78,9 +82,25 @@ _MESSAGE_MOST = 1200
 """Longest message in characters: it stands in index.json, where everybody reads it."""
 
 
+_hidden: set[str] = set()
+
+
+def hide(secret: str) -> None:
+    """Makes `redact` take this text out from now on, wherever it stands.
+
+    One of less than four characters would take much else with it, and is not worth the name.
+    """
+    if len(secret) >= 4:
+        _hidden.add(secret)
+
+
 def redact(text: str) -> str:
-    """`text` without the user and password part of any URL in it."""
-    return _CREDENTIALS.sub("://***@", text)
+    """`text` without the user and password part of any URL in it, and without what `hide` was told."""
+    text = _CREDENTIALS.sub("://***@", text)
+    # The longest first: one may be a part of another.
+    for secret in sorted(_hidden, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
 
 
 def root_characters_are_valid(root: Path) -> bool:

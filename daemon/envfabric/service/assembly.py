@@ -3,6 +3,8 @@
 import queue
 from collections.abc import Callable, Iterable
 
+from packaging.utils import canonicalize_name
+
 from envfabric.build import cache
 from envfabric.build.compiling import Compiling
 from envfabric.build.environment import Builder
@@ -62,7 +64,7 @@ def assemble(
     builder = Builder(closures, files, uv, compiling if settings.bytecode else None)
     realiser = Realiser(
         root,
-        Policy(tuple(settings.policy.indexes), settings.ray.required),
+        policy_of(settings),
         Ray(settings.ray.version),
         Interpreters(root, files, uv, settings.python, tuple(settings.pythons)),
         Resolver(root, files, uv, closures.staging, settings.resolution_max_age),
@@ -147,6 +149,21 @@ def assemble(
         once=once,
     )
     return reconciler, publisher
+
+
+def policy_of(settings: Settings) -> Policy:
+    """What specs may ask for by these settings."""
+    told = settings.policy
+    return Policy(
+        indexes=tuple(told.indexes),
+        ray=settings.ray.required,
+        uv_keys=frozenset(told.uv_keys),
+        sources=tuple(told.sources),
+        build_from_source=frozenset(map(canonicalize_name, told.build_from_source)),
+        max_packages=told.max_packages,
+        max_bytes=told.max_bytes,
+        cooldown=told.cooldown,
+    )
 
 
 def retention_of(

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from envfabric.build.uv import Uv
 from envfabric.core.errors import ConfigError, StoreError
@@ -23,6 +23,7 @@ from envfabric.index.publisher import Publisher
 from envfabric.loop.reconciler import Reconciler
 from envfabric.loop.watch import RefWatch
 from envfabric.service.assembly import assemble
+from envfabric.service.credentials import take_credentials
 from envfabric.service.http import HttpServer, Shown
 from envfabric.service.notify import Notifier
 from envfabric.service.settings import Settings, address
@@ -36,6 +37,8 @@ from envfabric.store.root import open_root
 from envfabric.store.writer import Busy, Writer
 from envfabric.telemetry import logs
 from envfabric.telemetry.metrics import Metrics
+
+T = TypeVar("T")
 
 STANDBY_INTERVAL = 1.0
 """Seconds between two tries of a standby to become the writer."""
@@ -62,8 +65,9 @@ class Daemon:
         self._seen: Index | None = None
         self._seen_at = 0
         self.root = open_root(_required(settings.root, "root", "the NAS folder"))
+        self._credentials = take_credentials()
         self.repository = Repository(
-            _required(settings.repo, "repo", "the spec repository"), settings.branch, settings.path
+            Path(_required(settings.repo, "repo", "the spec repository")), settings.branch, settings.path
         )
         self._check_source()
         self.metrics = Metrics()
@@ -181,7 +185,7 @@ class Daemon:
 
     def _uv(self) -> Uv:
         # For each turn anew: the last one's was stopped for good.
-        return Uv(self.root, self._settings.build_timeout, self._settings.index)
+        return Uv(self.root, self._settings.build_timeout, self._settings.index, self._credentials.uv)
 
     @contextlib.contextmanager
     def _as_writer(self, *, wait: bool, first: bool = True) -> Iterator[Writer | None]:
@@ -268,9 +272,9 @@ class Daemon:
                 signal.signal(number, handler)
 
 
-def _required(path: Path | None, name: str, what: str) -> Path:
-    if path is None:
+def _required(value: T | None, name: str, what: str) -> T:
+    if value is None:
         raise ConfigError(
             f"{what} is not given: use --{name}, ENVFABRIC_{name.upper()} or {name} in envfabric.toml"
         )
-    return path
+    return value

@@ -7,10 +7,11 @@ nearest known one.
 import os
 import re
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -21,6 +22,7 @@ from pydantic_settings import (
 
 from envfabric.client.index import find_config
 from envfabric.core.errors import ConfigError, redact
+from envfabric.specs.policy import UV_KEYS
 from envfabric.specs.table import nearest
 
 PREFIX = "ENVFABRIC_"
@@ -30,6 +32,16 @@ _OTHER_VARIABLES = {"CONFIG"}
 def _host_and_port(text: str) -> str:
     if not re.fullmatch(r"(?:[^:\s]+|\[[^\]\s]+\]):\d{1,5}", text):
         raise ValueError("must be HOST:PORT, such as 127.0.0.1:9466")
+    return text
+
+
+def _moment(text: str) -> str:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or (len(text) > len("2026-01-31") and moment.tzinfo is None):
+        raise ValueError("must be a date such as 2026-01-31, or a moment with its zone, 2026-01-31T12:00:00Z")
     return text
 
 
@@ -51,6 +63,57 @@ class PolicySettings(BaseModel):
 
     indexes: list[str] = Field(default_factory=list)
     """Package indexes, besides the default one, that a spec's [[tool.uv.index]] may name."""
+    uv_keys: list[str] = Field(default_factory=lambda: sorted(UV_KEYS))
+    """The keys of [tool.uv] that a spec may have."""
+    sources: list[str] = Field(default_factory=list)
+    """How the address of a git or URL source must begin, such as https://wheels.example/team/; none by default."""
+    build_from_source: list[str] = Field(default_factory=list)
+    """Names of packages whose source distributions may be built, which runs their code; none by default."""
+    max_packages: Annotated[int, Field(ge=1)] = 1000
+    """The most packages of one environment."""
+    max_bytes: Annotated[int, Field(ge=1)] = 32 * 1024**3
+    """The most bytes of one environment."""
+    cooldown: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds that a release has to be old before it is taken."""
+
+
+class FetchSettings(BaseModel):
+    """`[fetch]`: how a remote spec repository is followed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    interval: Annotated[float, Field(gt=0, le=86400)] = 30.0
+    """Seconds between two fetches that nobody asked for, a tenth more or less."""
+    timeout: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds after which a fetch is ended."""
+    state: Path | None = None
+    """The local folder for mirrors; $STATE_DIRECTORY, else envfabric/ in $XDG_STATE_HOME or ~/.local/state."""
+
+
+class PruneSettings(BaseModel):
+    """`[prune]`: a revision that removes more than both, or all specs, is held back until it is confirmed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    share: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """The share of the specs that one revision may remove."""
+    count: Annotated[int, Field(ge=0)] = 10
+    """The number of specs that one revision may remove, whatever their share."""
+    confirmed: str | None = None
+    """A commit that may remove what it removes."""
+
+
+class SignatureSettings(BaseModel):
+    """`[signatures]`: whose commits are made true."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    required: bool = False
+    """Whether the revision's commit must carry a good signature of a listed key."""
+    allowed_signers: Path | None = None
+    """For ssh signatures: the list of keys, as `ssh-keygen` reads it."""
+    gnupg_home: Path | None = None
+    """For gpg signatures: a GnuPG home whose keyring holds the allowed keys and no other."""
 
 
 class GcSettings(BaseModel):
@@ -79,8 +142,8 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid")
 
-    repo: Path | None = None
-    """The spec repository on this machine: a work tree's top folder, or a bare repository."""
+    repo: str | None = None
+    """The spec repository: on this machine a work tree's top folder or a bare repository, else its URL."""
     path: str = ""
     """The folder of the repository that holds the specs; its top by default."""
     branch: str | None = None
@@ -99,6 +162,8 @@ class Settings(BaseSettings):
     """Seconds after which a uv process is ended."""
     index: str | None = None
     """The default package index where the daemon resolves; uv's own by default."""
+    exclude_newer: Annotated[str, AfterValidator(_moment)] | None = None
+    """Releases of this moment and later are not taken where the daemon resolves; a date, or date and time with zone."""
     resolution_max_age: Annotated[float, Field(ge=0)] = 86400.0
     """Seconds for which specs that ask for the same share one resolution."""
     python: Annotated[str, Field(pattern=r"^3\.\d+(\.\d+)?$")] = f"3.{sys.version_info.minor}"
@@ -110,6 +175,11 @@ class Settings(BaseSettings):
     ray: RaySettings = Field(default_factory=RaySettings)
     leases: Path | None = None
     """Where consumers' leases lie; ROOT/leases by default."""
+    reconcile_token: SecretStr | None = None
+    """What POST /reconcile has to carry as its bearer token; without one it is taken from loopback only."""
+    fetch: FetchSettings = Field(default_factory=FetchSettings)
+    prune: PruneSettings = Field(default_factory=PruneSettings)
+    signatures: SignatureSettings = Field(default_factory=SignatureSettings)
     policy: PolicySettings = Field(default_factory=PolicySettings)
     gc: GcSettings = Field(default_factory=GcSettings)
 

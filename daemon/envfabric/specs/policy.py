@@ -58,6 +58,18 @@ class Policy:
     """Index URLs, besides the default one, that specs may name."""
     ray: bool = False
     """Whether a spec that says nothing requires Ray."""
+    uv_keys: frozenset[str] = UV_KEYS
+    """The keys of [tool.uv] that a spec may have."""
+    sources: tuple[str, ...] = ()
+    """How the address of a git or URL source must begin; none is allowed by default."""
+    build_from_source: frozenset[str] = frozenset()
+    """Normalised names of packages whose source distributions may be built, which runs their code."""
+    max_packages: int = 1000
+    """The most packages of one environment."""
+    max_bytes: int = 32 * 1024**3
+    """The most bytes of one environment."""
+    cooldown: float = 0.0
+    """Seconds that a release has to be old before it is taken."""
 
 
 def check_requirements(texts: Iterable[Any], where: str) -> list[Requirement]:

@@ -47,6 +47,11 @@ class Metrics:
         self.reconcile_last_success = gauge(
             "reconcile_last_success_timestamp_seconds", "When the repository was last looked at with success."
         )
+        self.fetches = counter("fetches", "Fetches from a remote spec repository that were begun.")
+        self.fetch_failures = counter("fetch_failures", "Fetches from a remote spec repository that failed.")
+        self.revision_held_back = gauge(
+            "revision_held_back", "1 while the newest revision is not made true until somebody acts, else 0."
+        )
         self.builds = counter("builds", "Closures that were attempted to be built.")
         self.build_failures = counter(
             "build_failures", "Specs whose content could not be made ready, by reason.", ["reason"]
