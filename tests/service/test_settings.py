@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from envfabric.client import index as client
 from envfabric.core.errors import ConfigError
@@ -92,7 +93,12 @@ def test_variables_have_the_settings_types(
 def test_every_setting_has_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever can stand in the file is a variable, too, tables by their keys, and each is accepted."""
     known = variables()
-    tables = {"ray": RaySettings, "policy": PolicySettings, "gc": GcSettings, "fetch": FetchSettings}
+    tables: dict[str, type[BaseModel]] = {
+        "ray": RaySettings,
+        "policy": PolicySettings,
+        "gc": GcSettings,
+        "fetch": FetchSettings,
+    }
     tables |= {"prune": PruneSettings, "signatures": SignatureSettings}
     plain = [name for name in Settings.model_fields if name not in tables]
     assert {f"ENVFABRIC_{name.upper()}" for name in plain} <= set(known)
