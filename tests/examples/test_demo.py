@@ -96,15 +96,19 @@ def test_stable_path_for_people(demo: Demo, first_index: dict[str, Any]) -> None
     assert os.path.realpath(prefix) == os.path.realpath(demo.nas / "envs/etl/extract/.venv")
 
 
+def run_readme(demo: Demo, marker: str, *before: str) -> str:
+    """Runs the README's block of commands below a marker on the running demo; gives what it prints."""
+    readme = (EXAMPLES.parent / "README.md").read_text("utf-8")
+    block = readme.split(f"<!-- {marker} -->")[1].split("```sh\n")[1].split("```")[0]
+    assert block.count("\nenvfabric ") >= 6
+    beside = os.path.dirname(sys.executable)
+    script = block.replace("~/envfabric-demo", str(demo.folder))
+    return demo.run("bash", "-c", "\n".join(["set -eu", f"export PATH={beside}:$PATH", *before, script]))
+
+
 def test_readme_looks_after_a_fabric(demo: Demo) -> None:
     """The README's commands for looking after a fabric work as they stand there, beside the running demo."""
-    readme = (EXAMPLES.parent / "README.md").read_text("utf-8")
-    block = readme.split("<!-- look after it -->")[1].split("```sh\n")[1].split("```")[0]
-    assert block.count("\nenvfabric ") >= 6
-    script = block.replace("~/envfabric-demo", str(demo.folder))
-    beside = os.path.dirname(sys.executable)
-    lines = ["set -eu", f"export PATH={beside}:$PATH", f"export ENVFABRIC_ROOT={demo.nas}", script]
-    printed = demo.run("bash", "-c", "\n".join(lines))
+    printed = run_readme(demo, "look after it", f"export ENVFABRIC_ROOT={demo.nas}")
     assert "are the same closure" in printed
     assert "all are as they were sealed" in printed
     assert "served by etl/extract" in printed
@@ -129,6 +133,20 @@ def test_commit_changes_the_index_without_a_restart(demo: Demo) -> None:
     demo.run(after["python"]["etl/extract"], "-c", "import httpx, humanize")
     code = "import httpx, importlib.util as u; assert u.find_spec('humanize') is None"
     demo.run(before["python"]["etl/extract"], "-c", code)
+
+
+def test_readme_writes_a_spec(demo: Demo) -> None:
+    """The README's commands write a spec, check it, wait for it, and bring its lock home, as they stand there."""
+    printed = run_readme(demo, "write commands")
+    folder = demo.specs / "reports" / "daily"
+    assert "httpx" not in (folder / "pyproject.toml").read_text("utf-8")
+    generation = demo.nas / "generations" / "reports" / "daily" / "1"
+    assert (folder / "uv.lock").read_bytes() == (generation / "uv.lock").read_bytes()
+    assert "reports/daily" in printed
+    demo.run(demo.index()["python"]["reports/daily"], "-c", "import tabulate")
+    shutil.rmtree(folder)
+    demo.git("commit", "--quiet", "-am", "no daily report")
+    assert "reports/daily" not in demo.wait_for_commit(demo.git("rev-parse", "HEAD"))["environments"]
 
 
 def test_second_demo_goes_on_where_the_first_ended(demo: Demo) -> None:
