@@ -35,6 +35,8 @@ def test_one_shot_publishes_every_spec(fabric: Fabric) -> None:
 
 def test_running_daemon_follows_commits(fabric: Fabric) -> None:
     """Without a restart: a commit is built, another changes it, a removal withdraws it."""
+    # The last spec is removed, which is held back otherwise.
+    fabric.settings["prune"] = {"share": 1.0}
     fabric.repo.spec("wf/a", ["gamma==1.0"])
     first = fabric.repo.commit()
     with fabric.daemon() as daemon:

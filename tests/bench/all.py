@@ -22,6 +22,7 @@ FULL: dict[str, tuple[str, ...]] = {
     "operations": (),
     "sharing": (),
     "scale": (),
+    "hanging": (),
     "soak": (),
 }
 """Every bench with its arguments."""
@@ -35,6 +36,7 @@ QUICK: dict[str, tuple[str, ...]] = {
         *("--base", "jinja2", "--pool", "rich", "attrs", "httpx", "tqdm", "pyyaml"),
     ),
     "scale": ("--specs", "200", "--sets", "5", "--rounds", "1", "--rest", "3"),
+    "hanging": ("--good", "6", "--hanging", "2", "--failing", "2", "--rounds", "1"),
     "soak": ("--commits", "20"),
 }
 _CANNOT = 2

@@ -42,6 +42,7 @@ NAMES = ("alder", "birch", "cedar", "elm", "hazel", "juniper", "linden", "maple"
 VERSIONS = ("1.0", "1.1", "2.0")
 SETTINGS = {
     "interval": 1.0,
+    "prune": {"share": 1.0},
     "gc": {
         "grace": 0.0,
         "generations": 1,

@@ -77,8 +77,8 @@ def uv(root: Root, index: SimpleIndex, runs: list[list[str]]) -> Uv:
 
 
 @pytest.fixture
-def resolver(root: Root, files: Files, uv: Uv, closures: Closures) -> Resolver:
-    return Resolver(root, files, uv, closures.staging)
+def resolver(root: Root, files: Files, uv: Uv, closures: Closures, index: SimpleIndex) -> Resolver:
+    return Resolver(root, files, uv, closures.staging, policy=Policy(indexes=(index.url,)))
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ import pytest
 from envfabric.build import compiling
 from envfabric.build.compiling import Compiled, Compiling
 from envfabric.build.interpreters import Interpreter
-from envfabric.build.uv import Finished, Stopped, Uv
+from envfabric.build.scope import Stopped
+from envfabric.build.uv import Finished, Uv
 from envfabric.core.errors import Reason, SpecError
 from envfabric.store.bytecode import Bytecode
 from envfabric.store.closures import Closures, Staging

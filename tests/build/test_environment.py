@@ -108,7 +108,8 @@ def test_generation_is_built_again_from_its_own_files(
     first = recipe("gamma", tail=tail)
     inputs = json.loads(json.dumps(first.closure.inputs))
     again = recipe_from("wf/one", first.pyproject, first.lock, inputs)
-    assert again == first
+    # It was allowed when it was made; a limit of today does not take it away.
+    assert again == replace(first, max_bytes=None)
     built = build(builder, again)
     assert installed(root, built, "beta/__init__.py").is_file()
 

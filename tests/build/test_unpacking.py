@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from envfabric.build.scope import Scope, Stopped
 from envfabric.build.unpacking import Unpacking
+from envfabric.core.errors import Reason, SpecError
 from support.waiting import wait_for
 
 
@@ -120,3 +122,51 @@ def test_stop_lets_all_go(wheels: tuple[str, ...]) -> None:
     assert time.monotonic() - began < 10
     first.finish()
     second.finish()
+
+
+def test_a_build_that_hangs_holds_up_the_others_once() -> None:
+    """After one build has installed a wheel in spite of one that hangs with it, nobody waits for that any more."""
+    unpacking = Unpacking(patience=0.05)
+    hangs = Build(unpacking, "a")
+    assert hangs.entered.wait(30)
+    with unpacking.of(["a"]) as shared:
+        assert not shared
+    with unpacking.of(["a"]) as shared:
+        assert shared, "it is in the cache by now"
+    hangs.finish()
+    with unpacking.of(["a"]) as shared:
+        assert shared
+
+
+def test_end_of_a_step_ends_its_wait() -> None:
+    """A step that nobody wants any more, or whose time is over, waits for no wheel, and holds none then."""
+    unpacking = Unpacking(patience=3600)
+    first = Build(unpacking, "a")
+    assert first.entered.wait(30)
+    for scope, expected in [(Scope(), Stopped), (Scope("building", 0.2), SpecError)]:
+        heard: list[BaseException] = []
+        waits = threading.Event()
+
+        def work(
+            scope: Scope = scope, heard: list[BaseException] = heard, waits: threading.Event = waits
+        ) -> None:
+            try:
+                with scope.entered():
+                    waits.set()
+                    with unpacking.of(["a", "b"]):
+                        pass
+            except (Stopped, SpecError) as error:
+                heard.append(error)
+
+        thread = start(work)
+        assert waits.wait(30)
+        if expected is Stopped:
+            scope.end()
+        thread.join(60)
+        assert [type(one) for one in heard] == [expected]
+        if isinstance(heard[0], SpecError):
+            assert heard[0].reason is Reason.TIMEOUT
+    other = Build(unpacking, "b")
+    assert other.entered.wait(30)
+    other.finish()
+    first.finish()

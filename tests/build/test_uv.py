@@ -5,12 +5,12 @@ import os
 import signal
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
-from envfabric.build.uv import Finished, Stopped, Uv, failure
+from envfabric.build.scope import Scope, Stopped
+from envfabric.build.uv import LOCK_MEMORY, Finished, Uv, failure
 from envfabric.core.errors import Reason, SpecError
 from envfabric.store.root import Root
 from support.simple_index import SimpleIndex
@@ -197,22 +197,114 @@ def test_of_index_variables_only_credentials_pass(
         assert name not in Uv(root).environment(fleet=fleet)
 
 
-def test_child_that_left_the_group_blocks_nobody(root: Root, tmp_path: Path) -> None:
-    """After the time limit a process of another session that keeps the pipes is not waited for."""
+def test_child_that_left_the_group_is_ended(root: Root, tmp_path: Path) -> None:
+    """After the time limit a process with a group of its own, which the group's end missed, is gone too."""
     script = f"setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 600' & wait"
-    began = time.monotonic()
+    with pytest.raises(SpecError) as caught:
+        Uv(root, timeout=2).run_command(
+            ["sh", "-c", script], cwd=tmp_path, hold=None, env={"PATH": os.environ["PATH"]}
+        )
+    assert caught.value.reason is Reason.TIMEOUT
+    pid = int((tmp_path / "pid").read_text())
+    wait_for(lambda: ended(pid), message="it lives on")
+
+
+@pytest.mark.parametrize("how", ["timeout", "scope", "stop"])
+def test_child_that_gave_up_all_blocks_nobody(root: Root, tmp_path: Path, how: str) -> None:
+    """One that left the group and its environment and keeps the pipes is not waited for, however the end came."""
+    script = f"setsid env -i sh -c 'echo $$ > {tmp_path}/pid; exec sleep 600' & wait"
+    uv = Uv(root, timeout=2 if how == "timeout" else 600)
+    scope = Scope()
+    heard: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with scope.entered():
+                uv.run_command(
+                    ["sh", "-c", script], cwd=tmp_path, hold=None, env={"PATH": os.environ["PATH"]}
+                )
+        except BaseException as error:
+            heard.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
     try:
-        with pytest.raises(SpecError) as caught:
-            Uv(root, timeout=0.5).run_command(
-                ["sh", "-c", script], cwd=tmp_path, hold=None, env={"PATH": os.environ["PATH"]}
-            )
-        assert caught.value.reason is Reason.TIMEOUT
-        assert time.monotonic() - began < 30
-        pid = int((tmp_path / "pid").read_text())
+        pid = wait_for(lambda: _number(tmp_path / "pid"), message="nothing was started")
+        if how == "scope":
+            scope.end()
+        elif how == "stop":
+            uv.stop()
+        thread.join(60)
+        assert [type(error) for error in heard] == [SpecError if how == "timeout" else Stopped]
         assert not ended(pid), "the trap is live: the child holds the pipes"
     finally:
         with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
             os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+        thread.join(60)
+
+
+def _number(path: Path) -> int | None:
+    text = path.read_text().strip() if path.exists() else ""
+    return int(text) if text else None
+
+
+def test_a_steps_time_is_that_of_all_its_processes(root: Root, tmp_path: Path) -> None:
+    """The limit ends a step's second process, which alone had time enough, with its grandchildren, and says so."""
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    uv = Uv(root, timeout=600)
+    env = {"PATH": os.environ["PATH"]}
+    with Scope("building wf/a", limit=2).entered():
+        assert uv.run_command(["sh", "-c", "exit 3"], cwd=tmp_path, hold=None, env=env).code == 3
+        with pytest.raises(SpecError) as caught:
+            uv.run_command(["sh", "-c", SPAWN.format(pids=pids)], cwd=tmp_path, hold=None, env=env)
+        found = read_pids(pids)
+        with pytest.raises(SpecError, match="building wf/a ran longer than 2 s"):
+            uv.run_command(["touch", str(tmp_path / "third")], cwd=tmp_path, hold=None, env=env)
+    assert caught.value.reason is Reason.TIMEOUT
+    assert "building wf/a ran longer than 2 s and was ended, during sh -c" in caught.value.message
+    assert "build_timeout" in caught.value.message
+    assert len(found) == 2
+    wait_for(lambda: all(map(ended, found)), message="a child lives on")
+    assert not (tmp_path / "third").exists()
+    assert uv.run_command(["sh", "-c", "true"], cwd=tmp_path, hold=None, env=env).code == 0
+
+
+def test_end_of_a_step_ends_its_process_and_no_other(root: Root, tmp_path: Path) -> None:
+    """Who ends a step kills what it runs, children included; another step's process runs on."""
+    uv, env = Uv(root, timeout=600), {"PATH": os.environ["PATH"]}
+    scopes = [Scope(), Scope()]
+    heard: dict[int, BaseException | int] = {}
+
+    def work(number: int) -> None:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        try:
+            with scopes[number].entered():
+                script = SPAWN.format(pids=folder)
+                heard[number] = uv.run_command(["sh", "-c", script], cwd=tmp_path, hold=None, env=env).code
+        except BaseException as error:
+            heard[number] = error
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    folders = [tmp_path / "0", tmp_path / "1"]
+    try:
+        wait_for(
+            lambda: all(one.exists() and len(read_pids(one)) == 2 for one in folders), message="not begun"
+        )
+        first, second = map(read_pids, folders)
+        scopes[0].end()
+        threads[0].join(60)
+        assert isinstance(heard[0], Stopped)
+        wait_for(lambda: all(map(ended, first)), message="a child lives on")
+        assert not any(map(ended, second))
+        os.kill(int((folders[1] / "child").read_text()), signal.SIGKILL)
+        threads[1].join(60)
+        assert heard[1] == 0
+    finally:
+        uv.stop()
 
 
 def test_temporary_folder_stays_empty(
@@ -242,3 +334,37 @@ def test_temporary_folder_stays_empty(
         Uv(root, timeout=0.5, index=index.url).run(["lock", "--upgrade"], cwd=project, fleet=True)
     held.set()
     assert list(temporary.iterdir()) == []
+
+
+def test_memory_of_resolving_is_bounded(root: Root, tmp_path: Path) -> None:
+    """A lock that asks for all memory ends alone: the process that resolves has a limit, an installing one none."""
+    tool = tmp_path / "tool"
+    tool.write_text(
+        '#!/bin/sh\n[ "$1" = lock ] && while [ "$(ulimit -v)" = unlimited ]; do :; done\nulimit -v\n'
+    )
+    tool.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"]}
+    limited = Uv(root).run_command([str(tool), "lock"], cwd=tmp_path, hold=None, env=environment)
+    assert limited.stdout == f"{LOCK_MEMORY // 1024}\n"
+    free = Uv(root).run_command([str(tool), "sync"], cwd=tmp_path, hold=None, env=environment)
+    assert free.stdout == "unlimited\n"
+
+
+def test_home_gets_no_folder_of_uv(root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """uv makes no folder for its credentials in a home that has none; one that is there is used."""
+    home = tmp_path / "somebody"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    tool = tmp_path / "tool"
+    tool.write_text('#!/bin/sh\necho "${UV_CREDENTIALS_DIR:-none} $TMPDIR"\n')
+    tool.chmod(0o755)
+
+    def told() -> list[str]:
+        environment = Uv(root).environment(fleet=True)
+        done = Uv(root).run_command([str(tool), "lock"], cwd=tmp_path, hold=None, env=environment)
+        return done.stdout.split()
+
+    place, temporary = told()
+    assert place == f"{temporary}/credentials"
+    (home / ".local/share/uv/credentials").mkdir(parents=True)
+    assert told()[0] == "none"

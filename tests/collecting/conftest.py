@@ -36,6 +36,8 @@ class Keeping:
         self.packages = fabric.packages
         fabric.settings["gc"] = dict(STRICT)
         fabric.settings["interval"] = 0.2
+        # Removals are what many of these tests are about.
+        fabric.settings["prune"] = {"share": 1.0}
 
     def rules(self, **changed: Any) -> None:
         """Changes settings of [gc]."""

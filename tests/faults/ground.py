@@ -82,6 +82,7 @@ class Ground:
         self.fabric = Fabric(folder, packages, SpecRepo(folder / "specs"))
         self.fabric.settings |= {
             "interval": 0.1,
+            "prune": {"share": 1.0},
             "gc": {
                 "grace": 0,
                 "trash_age": 0,

@@ -93,9 +93,9 @@ def flips(fabric: Fabric, a: Node, b: Node, warm: float, table: Table) -> None:
 def orders_from_the_other(a: Node, b: Node, table: Table) -> None:
     """`rollback` and `unpin` at B, which the daemon at A carries out: the request goes over the NAS."""
     began = time.time()
-    generations = json.loads(b.envfabric("history", SPEC, "--json", "--root", b.fabric.root))
+    generations = json.loads(b.envfabric("history", SPEC, "--json", "--root", b.fabric.root))["generations"]
     alone = time.time() - began
-    earlier = next(one["generation"] for one in generations if not one["serving"])
+    earlier = next(one["generation"] for one in generations if one["retained"] and not one["serving"])
     for arguments, pinned in ((("rollback", SPEC, "--to", str(earlier)), True), (("unpin", SPEC), False)):
         began = time.time()
         b.order(*arguments)

@@ -130,6 +130,7 @@ def test_pin_ends_with_the_specs_next_change(held: Held, change: str) -> None:
 
 def test_removed_spec_loses_its_pin(held: Held) -> None:
     """A spec that leaves and comes back with the same content serves what is committed."""
+    held.fabric.repo.spec("wf/stays")
     held.generations("1.0", "2.0")
     held.order("rollback", "wf/a")
     held.fabric.repo.remove("wf/a")
@@ -329,7 +330,7 @@ def test_killed_between_pin_and_publication(fabric: Fabric, command: str, start:
 
 def test_pin_that_can_not_be_removed_costs_no_commit(fabric: Fabric, tmp_path: Path) -> None:
     """A spec that leaves while its pin can't be removed is tried again, with all that came in that commit."""
-    fabric.settings["interval"] = 0.2
+    fabric.settings |= {"interval": 0.2, "prune": {"share": 1.0}}
     fabric.repo.spec("wf/a", ["gamma==1.0"])
     first = fabric.repo.commit()
     pin = fabric.root / "state/pins/wf/a.json"

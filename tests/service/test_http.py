@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from envfabric.core.errors import ConfigError, Reason
 from envfabric.index.document import Entry, Failure, Index, to_json
-from envfabric.service.http import LOOP_BOUND, HttpServer, Shown, page
+from envfabric.service.http import LOOP_BOUND, HttpServer, Shown, is_near, page
 from envfabric.service.settings import Settings, address
 from envfabric.specs.tree import Problem
 from envfabric.store.root import Root
@@ -263,3 +263,80 @@ def test_silent_client_keeps_nobody_waiting(served: Served) -> None:
     """A connection that says nothing does not hold up the others."""
     with socket.create_connection(("127.0.0.1", served.server.port)):
         assert served.ask("/readyz")[0] == 200
+
+
+Asked = Callable[..., int]
+
+
+@pytest.fixture
+def asking() -> Iterator[Callable[[str | None], tuple[list[None], Asked]]]:
+    """Makes servers that note each request for a look, and gives what asks them: headers to status."""
+    with contextlib.ExitStack() as stack:
+
+        def make(token: str | None) -> tuple[list[None], Asked]:
+            looks: list[None] = []
+            shown = Shown(ROOT, Metrics(), lambda: None, time.monotonic, lambda: looks.append(None), token)
+            server = stack.enter_context(HttpServer("127.0.0.1", 0, shown))
+
+            def ask(method: str = "POST", body: bytes = b"", **headers: str) -> int:
+                connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+                named = {name.replace("_", "-"): value for name, value in headers.items()}
+                connection.request(method, "/reconcile", body, named)
+                status = connection.getresponse().status
+                connection.close()
+                return status
+
+            return looks, ask
+
+        yield make
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"])
+def test_a_look_is_asked_for_by_post(served: Served, method: str) -> None:
+    """A link or a crawler asks for nothing: every other method is refused, with the one that is right."""
+    status, headers, _ = served.ask("/reconcile", method)
+    assert (status, headers["allow"]) == (405, "POST")
+    assert served.ask("/metrics", "DELETE")[1]["allow"] == "GET, HEAD"
+
+
+def test_a_look_from_this_host(asking: Callable[[str | None], tuple[list[None], Asked]]) -> None:
+    """Without a token this host is heard, and neither a page in its browser nor who comes through its proxy."""
+    looks, ask = asking(None)
+    assert ask(Origin="http://127.0.0.1:9466") == 403
+    assert ask(X_Forwarded_For="192.0.2.1") == 403
+    assert ask(Forwarded="for=192.0.2.1") == 403
+    assert looks == []
+    assert ask() == 202
+    assert ask(body=b"x" * 3_000_000) == 202
+    assert len(looks) == 2
+
+
+def test_a_look_with_a_token(asking: Callable[[str | None], tuple[list[None], Asked]]) -> None:
+    """With a token it is the one thing that counts, from this host, too."""
+    looks, ask = asking("right-token")
+    wrong = ["", "Bearer", "Bearer wrong-token", "Basic right-token", "right-token", "Bearer right-tokén"]
+    assert [ask(Authorization=one) for one in wrong] == [401] * len(wrong)
+    assert ask() == 401
+    assert ask(Authorization="Bearer right-token", Origin="https://page.example") == 403
+    assert looks == []
+    assert ask(Authorization="Bearer right-token", X_Forwarded_For="192.0.2.1") == 202
+    assert len(looks) == 1
+
+
+@pytest.mark.parametrize(
+    ("peer", "near"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.1", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("::ffff:192.0.2.1", False),
+        ("192.0.2.1", False),
+        ("fe80::1%eth0", False),
+        ("", False),
+        ("host", False),
+    ],
+)
+def test_which_peers_are_this_host(peer: str, near: bool) -> None:
+    """Loopback of either family, also as a dual-stack socket names it."""
+    assert is_near({"REMOTE_ADDR": peer}) is near

@@ -357,3 +357,43 @@ def test_repository_of_another_user_is_read(repo: SpecRepo, opened: ExitStack) -
     source = opened.enter_context(Repository(repo.path))
     assert source.head() is not None
     assert source.read(blob(source, "wf/a/pyproject.toml"))
+
+
+def test_what_can_not_be_read_is_heard(repo: SpecRepo, opened: ExitStack) -> None:
+    """Whoever keeps the repository hears of each object that can't be read, and of nothing else."""
+    doubts: list[None] = []
+    source = opened.enter_context(Repository(repo.path, doubted=lambda: doubts.append(None)))
+    good, bad = blob(source, "wf/a/pyproject.toml"), blob(source, "wf/a/big")
+    assert source.read(good)
+    with pytest.raises(SourceError):
+        Repository(repo.path, spec_path="none").check_spec_path(repo.head)
+    assert doubts == []
+    object_file(repo, bad).unlink()
+    for ask in (source.read, source.size):
+        with pytest.raises(SourceError):
+            ask(bad)
+    with pytest.raises(SourceError):
+        source.tree("0" * 40)
+    assert len(doubts) == 3
+
+
+def test_tree_that_unfolds_without_end_is_refused(tmp_path: Path) -> None:
+    """Twelve small objects that stand for 10^12 files are not unfolded: the look ends with what to do, and git's
+    own memory is bounded."""
+    repo = SpecRepo(tmp_path / "specs")
+    repo.write("README.md", "specs\n")
+    before = repo.commit()
+    oid = repo.git("hash-object", "-w", "README.md")
+    line = f"100644 blob {oid}"
+    for _ in range(12):
+        entries = "".join(f"{line}\t{name}\n" for name in "abcdefghij")
+        (tmp_path / "entries").write_text(entries)
+        oid = repo.git("-c", "alias.make=!git mktree <" + str(tmp_path / "entries"), "make")
+        line = f"040000 tree {oid}"
+    bomb = repo.git("commit-tree", "-m", "a bomb", "-p", before, oid)
+    with Repository(repo.path) as repository:
+        with pytest.raises(SourceError, match=r"more than 1000000 entries.*--path"):
+            repository.tree(bomb)
+        with pytest.raises(SourceError, match="memory"):
+            repository.changes(before, bomb)
+        assert [item.path for item in repository.tree(before)] == ["README.md"]

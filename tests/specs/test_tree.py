@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from envfabric.core.errors import Reason
-from envfabric.specs.repository import Repository
+from envfabric.specs.repository import Repository, SourceError
 from envfabric.specs.tree import Problem, Wanted, find_specs
 from support.spec_repo import SpecRepo
 
@@ -213,12 +213,62 @@ def test_executable_bit_does_not_matter(repo: SpecRepo, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["120000", "160000"])
-@pytest.mark.parametrize("path", ["wf", "wf/a"])
-def test_linked_folders_are_no_specs(repo: SpecRepo, path: str, mode: str) -> None:
-    """A symlink or submodule where a folder could be is not followed."""
-    add(repo, mode, path, "../elsewhere")
+def test_linked_workflows_are_not_followed(repo: SpecRepo, mode: str) -> None:
+    """A symlink or submodule at the spec directory's top leads to no spec; nothing is said of what lies there."""
+    add(repo, mode, "wf", "../elsewhere")
     commit_index(repo)
     assert wanted(repo) == Wanted()
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("120000", "symlink"), ("160000", "submodule")])
+def test_linked_specs_are_problems(repo: SpecRepo, mode: str, kind: str) -> None:
+    """A symlink or submodule in the place of a spec is not followed, and is a problem that says so."""
+    add(repo, "100644", "wf/b/pyproject.toml")
+    add(repo, mode, "wf/a", "b")
+    commit_index(repo)
+    found = wanted(repo)
+    (problem,) = found.problems
+    assert (list(found.specs), problem.path) == (["wf/b"], "wf/a")
+    assert f"a {kind} in the place of a spec is not followed" in problem.message
+
+
+def test_linked_file_is_nobodys_business(repo: SpecRepo) -> None:
+    """A symlink with a file's name beside the specs is no problem."""
+    add(repo, "120000", "wf/README.md", "../README.md")
+    commit_index(repo)
+    assert wanted(repo) == Wanted()
+
+
+@pytest.mark.parametrize("file", ["pyproject.toml", "uv.lock", ".python-version"])
+def test_folder_named_like_a_spec_file_refuses_the_spec(repo: SpecRepo, file: str) -> None:
+    """A folder in the place of a spec's file is not passed over: the spec would be built without its lock."""
+    if file != "pyproject.toml":
+        add(repo, "100644", "wf/a/pyproject.toml")
+    add(repo, "100644", f"wf/a/{file}/inner", "x")
+    commit_index(repo)
+    refused = wanted(repo).specs["wf/a"].refused
+    assert refused is not None
+    assert f"wf/a/{file} is a folder; commit it as a regular file" in refused
+
+
+def test_ids_that_differ_by_last_dots_are_refused_together(repo: SpecRepo) -> None:
+    """Some file systems drop dots at the end of a name: such ids are refused like those that differ by case."""
+    for spec_id in ("wf/a", "wf/A..", "wf./a", "wf/a.b"):
+        add(repo, "100644", f"{spec_id}/pyproject.toml")
+    commit_index(repo)
+    specs = wanted(repo).specs
+    assert specs["wf/a.b"].refused is None
+    assert all("dots at the end" in str(specs[one].refused) for one in ("wf/a", "wf/A..", "wf./a"))
+
+
+def test_number_of_specs_is_bounded(repo: SpecRepo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A revision of more specs than are read is told of as a whole, and says what to do."""
+    monkeypatch.setattr("envfabric.specs.tree.MAX_SPECS", 2)
+    for spec_id in ("wf/a", "wf/b", "wf/c"):
+        add(repo, "100644", f"{spec_id}/pyproject.toml")
+    commit_index(repo)
+    with pytest.raises(SourceError, match=r"has 3 specs; at most 2 are read.*--path"):
+        wanted(repo)
 
 
 def test_ids_that_differ_only_by_case_are_refused_together(repo: SpecRepo) -> None:
@@ -245,3 +295,14 @@ def test_spec_directory_inside_the_repository(tmp_path: Path) -> None:
     repo.commit()
     found = wanted(repo, "deploy/envs")
     assert (list(found.specs), found.problems) == (["wf/a"], [])
+
+
+def test_number_of_entries_is_bounded(repo: SpecRepo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tree of more entries than are read is told of as a whole; a folder for the specs alone is the way out."""
+    monkeypatch.setattr("envfabric.specs.repository.MAX_ENTRIES", 4)
+    for path in ("wf/a/pyproject.toml", "wf/a/README.md", "other"):
+        add(repo, "100644", path)
+    commit_index(repo)
+    with pytest.raises(SourceError, match=r"has 5 entries; at most 4 are read.*--path"):
+        wanted(repo)
+    assert list(wanted(repo, "wf").specs) == []

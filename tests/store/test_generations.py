@@ -1,6 +1,7 @@
 """Generations: their numbers, what makes a new one, and the paths for people."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -52,7 +53,8 @@ def test_numbers_begin_at_one_and_grow(generations: Generations) -> None:
 def test_what_was_recorded_is_read_back(root: Root, generations: Generations) -> None:
     """A later process reads the same generation, its lock, and the files that the contract names."""
     recorded = generations.record(ONE, CONTENT)
-    assert recorded == replace(ONE, number=1)
+    lock_sha256 = hashlib.sha256(CONTENT.lock).hexdigest()
+    assert recorded == replace(ONE, number=1, lock_sha256=lock_sha256)
     later = Generations(root, Files())
     assert later.read("wf/a", 1) == recorded
     assert later.retained("wf/a") == [recorded]

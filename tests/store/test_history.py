@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from envfabric.core import errors
+from envfabric.store import history as store_history
 from envfabric.store.files import Files
-from envfabric.store.history import History
+from envfabric.store.history import WAITING, History, LastTold, events_of
 from envfabric.store.root import Root
 from store.faults import CODES, Steps, each_kill
 
@@ -55,6 +57,19 @@ def test_no_credentials(root: Root) -> None:
     assert "secret" not in json.dumps(line)
 
 
+def test_secrets_of_any_spelling(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of digits spoils no number, and one that JSON spells otherwise is found all the same."""
+    monkeypatch.setattr(errors, "_hidden", set())
+    for secret in ("2345", 'pass"word\\ä'):
+        errors.hide(secret)
+    history = History(root, Files())
+    history.note("order", sequence=123456, arguments={"words": ['is pass"word\\ä here'], "code": "12345"})
+    history.flush()
+    (line,) = lines(root)
+    assert line["sequence"] == 123456
+    assert line["arguments"] == {"words": ["is *** here"], "code": "1***"}
+
+
 @pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
 def test_fault_loses_nothing(root: Root, code: int) -> None:
     """What could not be written is written later, before what came after it."""
@@ -92,12 +107,101 @@ def test_trail_that_is_away_for_long_is_bounded(root: Root) -> None:
 
     broken = True
     history = History(root, Files(step))
-    for number in range(10_050):
+    for number in range(WAITING + 50):
         history.note("serves", number=number)
     history.flush()
     broken = False
     history.flush()
-    assert [one["number"] for one in lines(root)] == list(range(50, 10_050))
+    assert [one["number"] for one in lines(root)] == list(range(50, WAITING + 50))
+
+
+def test_line_that_was_cut_takes_no_other_with_it(root: Root) -> None:
+    """What a crash or a full disk has cut off is read over; what is appended after it stands in lines of its own."""
+    history = History(root, Files())
+    history.note("serves", spec="wf/a", generation=1)
+    history.flush()
+    (file,) = root.history.iterdir()
+    whole = file.read_bytes()
+    for cut in (whole[:-1], whole[: len(whole) // 2], b'{"at"', b"\x00\xff", b'[1]\n"wf/a"'):
+        file.write_bytes(whole + cut)
+        later = History(root, Files())
+        for number in (2, 3):
+            later.note("serves", spec="wf/a", generation=number)
+            later.flush()
+        told = [event["generation"] for event in events_of(root, "wf/a")]
+        assert told[0] == 1
+        assert told[-2:] == [2, 3]
+
+
+def test_line_that_a_full_disk_has_cut(root: Root) -> None:
+    """A write that ended in the middle and failed is made anew on a line of its own."""
+
+    class Cutting(Files):
+        def append(self, path: Path, data: bytes) -> None:
+            if broken:
+                super().append(path, data[: len(data) // 2])
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            super().append(path, data)
+
+    history = History(root, Cutting())
+    broken = False
+    history.note("serves", spec="wf/a", generation=1)
+    history.flush()
+    broken = True
+    history.note("serves", spec="wf/a", generation=2)
+    history.flush()
+    broken = False
+    history.flush()
+    assert [event["generation"] for event in events_of(root, "wf/a")] == [1, 2]
+
+
+def test_events_of_one_spec(root: Root) -> None:
+    """Its own, the orders for it, and what became of the closures that it used; over months, in their order; none of
+    another spec, whatever that says of it."""
+    (root.history / "2020-12.jsonl").write_text('{"at": "2020", "event": "removed", "spec": "wf/a"}\n')
+    (root.history / "2020-02.jsonl").write_text(
+        '{"at": "2020", "event": "collected", "closure": "d1"}\n{"at": "2020", "event": "collected", "closure": "d2"}\n'
+    )
+    history = History(root, Files())
+    history.note("serves", spec="wf/a", generation=1, closure="d1")
+    history.note("serves", spec="wf/aa", generation=2, closure="d2")
+    history.note("serves", spec="wf/b", generation=3, commit="wf/a")
+    history.note("order", command="rollback", arguments={"id": "wf/a"}, by="joe@host")
+    history.note("order", command="gc", arguments={}, by="wf/a")
+    history.note("damaged", closure="d1", findings=1)
+    history.flush()
+    found = [(event["event"], event.get("closure")) for event in events_of(root, "wf/a")]
+    assert found == [
+        ("collected", "d1"),
+        ("removed", None),
+        ("serves", "d1"),
+        ("order", None),
+        ("damaged", "d1"),
+    ]
+
+
+def test_what_was_told_last(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last word on each spec, and the highest sequence; of a long trail its end, and it is said to be no more."""
+    assert History(root, Files()).last_sequence() == 0
+    assert History(root, Files()).last_told() == LastTold()
+    (root.history / "2020-12.jsonl").write_text(
+        '{"at": "2020", "event": "serves", "spec": "wf/old", "generation": 7, "sequence": 2}\n'
+        '{"at": "2020", "event": "serves", "spec": "wf/a", "generation": 8, "sequence": 2}\n'
+    )
+    history = History(root, Files())
+    assert history.last_sequence() == 2
+    history.note("order", arguments={})
+    history.flush()
+    assert history.last_sequence() == 2
+    history.note("generation", spec="wf/a", generation=9)
+    history.note("serves", spec="wf/a", generation=9, sequence=3)
+    history.note("removed", spec="wf/b", sequence=4)
+    history.flush()
+    assert history.last_sequence() == 4
+    expected = LastTold({"wf/a": 9, "wf/b": None, "wf/old": 7}, {("wf/a", 9)})
+    assert history.last_told() == expected
+    monkeypatch.setattr(store_history, "LOOK_BACK", 100)
+    assert history.last_told() == LastTold({"wf/b": None}, set(), whole=False)
 
 
 def test_kill_leaves_what_was_there(root: Root) -> None:

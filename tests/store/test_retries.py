@@ -9,7 +9,7 @@ import pytest
 
 from envfabric.core.errors import StoreError
 from envfabric.store.files import Files
-from envfabric.store.retries import Retry, read_retries, write_retries
+from envfabric.store.retries import FIRST, MOST, Retry, delay, read_retries, write_retries
 from envfabric.store.root import Root
 from store.faults import CODES, each_fault, each_kill
 
@@ -77,3 +77,15 @@ def test_lost_mount_takes_no_times(root: Root) -> None:
     with pytest.raises(StoreError, match="is the NAS mounted"):
         write_retries(root, Files(), OLD)
     assert os.listdir(root.path) == []
+
+
+def test_delay_doubles_up_to_the_most_and_is_spread_by_a_fifth() -> None:
+    """Each failure doubles the wait, up to ten minutes, and chance makes it up to a fifth longer or shorter."""
+    middle = [delay(attempts, 0.5) for attempts in range(9)]
+    assert middle == [FIRST, 20, 40, 80, 160, 320, MOST, MOST, MOST]
+    for attempts, expected in enumerate(middle):
+        assert delay(attempts, 0.0) == pytest.approx(0.8 * expected)
+        assert delay(attempts, 1.0) == pytest.approx(1.2 * expected)
+        spread = [delay(attempts, number / 100) for number in range(101)]
+        assert spread == sorted(set(spread)), "each draw has its own time"
+    assert delay(10**9, 0.5) == MOST

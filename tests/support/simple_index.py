@@ -1,10 +1,11 @@
-"""A package index (PEP 503) on the loopback: a folder of distributions, and ways to misbehave."""
+"""A package index (PEP 503, PEP 700) on the loopback: a folder of distributions, and ways to misbehave."""
 
 import base64
 import contextlib
 import email
 import hashlib
 import html
+import json
 import socket
 import socketserver
 import sys
@@ -32,16 +33,21 @@ class SimpleIndex:
         """`hashes`: whether links say the SHA-256 of what they lead to; some indexes do not.
 
         `immutable`, to be set: whether files are said never to change, so that nobody asks for one twice.
+        `uploads`, to be filled: when each file, by its name, was uploaded, such as 2026-01-31T00:00:00Z. Pages
+        are JSON then, the only form that tells this, and sizes. `files_at`, to be set: the beginning of an address
+        that files are said to be at instead of this server's own.
         """
         self.folder = folder
         self.hashes = hashes
         self.immutable = True
+        self.uploads: dict[str, str] = {}
+        self.files_at: str | None = None
         self.fail_with: int | None = None
         token = base64.b64encode(f"{user}:{password}".encode()).decode()
         self._authorization = None if user is None else f"Basic {token}"
         # Appending to a list and copying it are atomic.
         self._requests: list[str] = []
-        self._holds: list[tuple[str | None, threading.Event]] = []
+        self._holds: list[tuple[str | None, str | None, threading.Event]] = []
         folder.mkdir(parents=True, exist_ok=True)
         self._server = _Server(self)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
@@ -51,7 +57,7 @@ class SimpleIndex:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for _project, event in self._holds:
+        for _project, _kind, event in self._holds:
             event.set()
         self._server.shutdown()
         self._thread.join()
@@ -76,10 +82,13 @@ class SimpleIndex:
     def remove(self, filename: str) -> None:
         (self.folder / filename).unlink()
 
-    def hold(self, project: str | None = None) -> threading.Event:
-        """Let every answer, or those for one project, wait until the event is set."""
+    def hold(self, project: str | None = None, *, kind: str | None = None) -> threading.Event:
+        """Let every answer, or those for one project, wait until the event is set.
+
+        `kind`: only answers that are its "files", or its page ("simple").
+        """
         event = threading.Event()
-        self._holds.append((project and normalized(project), event))
+        self._holds.append((project and normalized(project), kind, event))
         return event
 
     def answer(self, path: str, authorization: str | None) -> tuple[int, bytes]:
@@ -87,8 +96,8 @@ class SimpleIndex:
         kind, _, name = unquote(urlsplit(path).path).strip("/").partition("/")
         project = _project(name) if kind == "files" else normalized(name)
         self._requests.append(path)
-        for held, event in self._holds.copy():
-            if held in (None, project):
+        for held, of_kind, event in self._holds.copy():
+            if held in (None, project) and of_kind in (None, kind):
                 event.wait(LONGEST_HOLD)
         if self.fail_with is not None:
             return self.fail_with, b""
@@ -99,15 +108,34 @@ class SimpleIndex:
         if kind == "files":
             bodies = [file.read_bytes() for file in files if file.name == name]
         elif kind == "simple" and name:
-            bodies = _page(
-                [_link(file, hashes=self.hashes) for file in files if _project(file.name) == project]
-            )
+            found = [file for file in files if _project(file.name) == project]
+            if self.uploads:
+                bodies = [self._page_in_json(name, found)] if found else []
+            else:
+                bodies = _page([_link(file, self.files_at, hashes=self.hashes) for file in found])
         elif kind == "simple":
             projects = {_project(file.name) for file in files}
             bodies = _page([f'<a href="{each}/">{each}</a>' for each in projects])
         else:
             bodies = []
         return (HTTPStatus.OK, bodies[0]) if bodies else (HTTPStatus.NOT_FOUND, b"")
+
+    def _page_in_json(self, name: str, files: list[Path]) -> bytes:
+        listed: list[dict[str, Any]] = []
+        for file in files:
+            entry: dict[str, Any] = {
+                "filename": file.name,
+                "url": f"{self.files_at or '../..'}/files/{quote(file.name)}",
+                "hashes": {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()} if self.hashes else {},
+                "size": file.stat().st_size,
+            }
+            if uploaded := self.uploads.get(file.name):
+                entry["upload-time"] = uploaded
+            with contextlib.suppress(Exception):
+                if python := email.message_from_bytes(_metadata(file))["Requires-Python"]:
+                    entry["requires-python"] = python
+            listed.append(entry)
+        return json.dumps({"meta": {"api-version": "1.1"}, "name": name, "files": listed}).encode()
 
 
 class _Server(socketserver.ThreadingTCPServer):
@@ -150,7 +178,10 @@ class _Handler(BaseHTTPRequestHandler):
         status, body = self.server.index.answer(self.path, self.headers["Authorization"])
         file = status == HTTPStatus.OK and self.path.startswith("/files/")
         self.send_response(status)
-        self.send_header("Content-Type", "application/octet-stream" if file else "text/html; charset=utf-8")
+        page = "text/html; charset=utf-8"
+        if self.server.index.uploads:
+            page = "application/vnd.pypi.simple.v1+json"
+        self.send_header("Content-Type", "application/octet-stream" if file else page)
         self.send_header("Content-Length", str(len(body)))
         # A file of a given name never changes on a real index; the pages do.
         kept = file and self.server.index.immutable
@@ -176,13 +207,13 @@ def _page(links: list[str]) -> list[bytes]:
     return ["\n".join(lines).encode()] if links else []
 
 
-def _link(file: Path, *, hashes: bool) -> str:
+def _link(file: Path, at: str | None, *, hashes: bool) -> str:
     details = f"#sha256={hashlib.sha256(file.read_bytes()).hexdigest()}" if hashes else ""
     # A damaged file says nothing of Python, and is served all the same.
     with contextlib.suppress(Exception):
         if python := email.message_from_bytes(_metadata(file))["Requires-Python"]:
             details += f'" data-requires-python="{html.escape(python)}'
-    return f'<a href="../../files/{quote(file.name)}{details}">{file.name}</a>'
+    return f'<a href="{at or "../.."}/files/{quote(file.name)}{details}">{file.name}</a>'
 
 
 def _metadata(file: Path) -> bytes:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import Version
 
 from envfabric.build.interpreters import Interpreter
+from envfabric.build.limits import Chosen
 from envfabric.build.lockfile import Lock
 from envfabric.core.errors import Reason, SpecError
 
@@ -45,18 +46,35 @@ _OPTIONS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """One distribution of a closure and the wheel it comes from."""
+    """One distribution of a closure and the file it comes from."""
 
     name: str
     version: str
     wheel: str
+    """The file's name: a wheel's, or that of a source distribution that is built; 'git' for a repository."""
     hash: str
-    """'sha256:…'; the wheel's URL only until a wheel without a hash has been hashed."""
+    """'sha256:…', or 'git:<commit>'; the wheel's URL only until a wheel without a hash has been hashed."""
+    origin: str = ""
+    """The address of what comes from no index: it is written into what is installed."""
 
     @property
     def hashed(self) -> bool:
         """Whether the hash tells the content: one that names a place, or that can be forged, does not."""
-        return self.hash.startswith(("sha256:", "sha384:", "sha512:"))
+        return self.hash.startswith(("sha256:", "sha384:", "sha512:", "git:"))
+
+    @property
+    def built(self) -> bool:
+        """Whether it is built from source, which runs its code."""
+        return not self.wheel.endswith(".whl")
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What a closure's digest covers of it."""
+        covered = asdict(self)
+        # Left out where there is none, as nearly everywhere: digests that were given before stay.
+        if not self.origin:
+            del covered["origin"]
+        return covered
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +100,7 @@ class Closure:
             },
             "platform": python.platform,
             "libc": python.libc,
-            "distributions": [asdict(one) for one in self.distributions],
+            "distributions": [one.inputs for one in self.distributions],
         }
         # Left out where there are none, as nearly everywhere: digests that were given before stay.
         return {**covered, "options": dict(self.options)} if self.options else covered
@@ -144,20 +162,27 @@ def make_closure(
     python: Interpreter,
     options: Mapping[str, Any] | None = None,
     hash_wheels: Callable[[list[str]], Mapping[str, str]] | None = None,
+    buildable: Container[str] = (),
+    admit: Callable[[list[Chosen]], None] | None = None,
 ) -> Closure:
     """The closure of the distributions that uv says apply here, as (name, version).
 
-    `hash_wheels` is asked, once, for the hashes of those URLs whose content the lock does not tell. Raises
-    `SpecError` (policy) for a distribution that has no wheel for this interpreter.
+    `buildable` are names that may come from source where they have no wheel that fits. `admit` sees, before
+    anything is downloaded, which files were chosen, and may raise. `hash_wheels` is asked, once, for the hashes
+    of those URLs whose content the lock does not tell. Raises `SpecError` (policy) for a distribution that has
+    no wheel for this interpreter.
     """
     ranks = wheel_ranks(python)
     found, unhashed = [], {}
+    chosen = []
     for name, version in sorted(applying):
-        file, wheel = _wheel(name, version, lock, ranks, python)
-        one = Distribution(name, version, file, str(wheel.get("hash") or wheel["url"]))
+        one, file = _choose(name, version, lock, ranks, python, buildable)
+        chosen.append(Chosen(name, version, file))
         if not one.hashed:
-            unhashed[name] = str(wheel["url"])
+            unhashed[name] = str(file["url"])
         found.append(one)
+    if admit is not None:
+        admit(chosen)
     if unhashed and hash_wheels is not None:
         hashes = hash_wheels(sorted(unhashed.values()))
         found = [
@@ -201,37 +226,70 @@ def _applies(entry: dict[str, Any], python: Interpreter) -> bool:
         return True
 
 
-def _wheel(
-    name: str, version: str, lock: Lock, ranks: dict[Tag, int], python: Interpreter
-) -> tuple[str, dict[str, Any]]:
-    """The wheel that uv takes for a distribution: its file name and its entry in the lock."""
-    best: tuple[int, Any, str, dict[str, Any]] | None = None
+def _choose(
+    name: str,
+    version: str,
+    lock: Lock,
+    ranks: dict[Tag, int],
+    python: Interpreter,
+    buildable: Container[str],
+) -> tuple[Distribution, dict[str, Any]]:
+    """What uv takes for a distribution, with its file's entry in the lock."""
     entries = [one for one in lock.versions(name, version) if _applies(one, python)]
     if len(entries) > 1:
-        sources = " and ".join(str(one["source"].get("registry")) for one in entries)
+        sources = " and ".join(str(next(iter(one["source"].values()))) for one in entries)
         raise SpecError(
             Reason.POLICY,
             f"{name} {version} is locked from {sources}, and which of them applies here can't be told. "
             "Require different versions, or take it from one index.",
         )
     for entry in entries:
-        for wheel in entry.get("wheels", []):
-            file = str(wheel["url"]).split("#")[0].rsplit("/", 1)[-1]
-            try:
-                _, _, build, tags = parse_wheel_filename(file.replace("%2B", "+").replace("%2b", "+"))
-            except InvalidWheelFilename:
-                continue
-            rank = min((ranks[tag] for tag in tags if tag in ranks), default=None)
-            if rank is None:
-                continue
-            # Of equal tags the highest build number counts, as in the wheel specification.
-            key = (-rank, build)
-            if best is None or key > (best[0], best[1]):
-                best = (-rank, build, file, wheel)
-    if best is None:
-        raise SpecError(
-            Reason.POLICY,
-            f"{name} {version} has no wheel for {python.abi or python.version} on {python.platform}, and source "
-            "distributions are not built here. Require a version that has one.",
-        )
-    return best[2], best[3]
+        source = entry["source"]
+        origin = str(source.get("url") or source.get("git") or "")
+        if "subdirectory" in source:
+            origin = f"{origin}#subdirectory={source['subdirectory']}"
+        if "git" in source and name in buildable:
+            return Distribution(name, version, "git", f"git:{origin.partition('#')[2]}", origin), {}
+        if best := _wheel(entry, origin, ranks):
+            file, wheel = best
+            return Distribution(name, version, file, str(wheel.get("hash") or wheel["url"]), origin), wheel
+        sdist = entry.get("sdist")
+        if sdist is not None and name in buildable:
+            one = Distribution(
+                name, version, _file_name(sdist.get("url") or origin), str(sdist.get("hash")), origin
+            )
+            if one.hashed:
+                return one, sdist
+            raise SpecError(
+                Reason.POLICY,
+                f"the source distribution of {name} {version} has no SHA-256 in the lock, so what is built can't be "
+                "told. Require a version that has a wheel, or have the index give hashes.",
+            )
+    raise SpecError(
+        Reason.POLICY,
+        f"{name} {version} has no wheel for {python.abi or python.version} on {python.platform}, and source "
+        "distributions are not built here. Require a version that has one.",
+    )
+
+
+def _wheel(entry: dict[str, Any], origin: str, ranks: dict[Tag, int]) -> tuple[str, dict[str, Any]] | None:
+    """The wheel that uv takes of a lock's entry: its file name and its own entry."""
+    best: tuple[int, Any, str, dict[str, Any]] | None = None
+    for wheel in entry.get("wheels", []):
+        file = _file_name(wheel.get("url") or origin)
+        try:
+            _, _, build, tags = parse_wheel_filename(file.replace("%2B", "+").replace("%2b", "+"))
+        except InvalidWheelFilename:
+            continue
+        rank = min((ranks[tag] for tag in tags if tag in ranks), default=None)
+        if rank is None:
+            continue
+        # Of equal tags the highest build number counts, as in the wheel specification.
+        key = (-rank, build)
+        if best is None or key > (best[0], best[1]):
+            best = (-rank, build, file, wheel)
+    return None if best is None else (best[2], best[3])
+
+
+def _file_name(url: str) -> str:
+    return str(url).split("#")[0].rsplit("/", 1)[-1]

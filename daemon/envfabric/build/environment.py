@@ -8,7 +8,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from envfabric.build.closure import Closure
 from envfabric.build.compiling import Compiling
 from envfabric.build.hashing import with_hashes
 from envfabric.build.interpreters import Interpreter
+from envfabric.build.limits import check_real
 from envfabric.build.lockfile import read_lock
 from envfabric.build.recipe import Recipe, recipe_from, recipe_of
 from envfabric.build.records import Mismatch, Records, owners, strays
 from envfabric.build.resolve import sync_arguments
+from envfabric.build.sources import backend_home, build_arguments
 from envfabric.build.unpacking import Unpacking
 from envfabric.build.uv import Uv, failure
 from envfabric.build.validate import (
@@ -198,6 +200,8 @@ class Builder:
                 check_set(closure, staging.venv)
             with job.phase("seal"):
                 inventory = self._take_inventory(staging)
+                taken = sum(inventory.inodes.values())
+                check_real(taken, job.recipe.max_bytes, job.recipe.spec)
                 # Only here all names are known without another walk; what is sealed is not changed any more.
                 if strays(staging.closure, (_inside(one) for one in inventory.digests if "/.tmp" in one)):
                     raise _Raced
@@ -224,7 +228,8 @@ class Builder:
     def _install(self, job: _Job, staging: Staging) -> None:
         recipe, closure = job.recipe, job.recipe.closure
         where = f"{recipe.spec}/uv.lock"
-        lock = read_lock(recipe.lock, where)
+        # It was accepted when it was resolved.
+        lock = read_lock(recipe.lock, where, None)
         # What the index gave no hash for is held to ours; the generation's own lock stays as uv wrote it.
         text, job.ours = with_hashes(lock, closure, where)
         self._files.write_new(staging.project / "pyproject.toml", recipe.pyproject)
@@ -247,11 +252,25 @@ class Builder:
             if not shared:
                 job.log += "# other builds took too long to unpack the same wheels: these may not be shared\n"
             sync = sync_arguments(recipe.extras, recipe.groups, closure.interpreter)
-            self._run(job, staging, f"installing {recipe.spec}", sync, lock.registries)
+            # Those that the closure has from source, and no others: also where it is built once more.
+            built = [one.name for one in closure.distributions if one.built]
+            home = {}
+            if built:
+                job.log += f"# built from source, which runs its code: {', '.join(built)}\n"
+                known = self._uv.environment(fleet=True)
+                home = backend_home(self._files, staging.folder / "home", known)
+            sync += build_arguments(built)
+            self._run(job, staging, f"installing {recipe.spec}", sync, lock.registries, home)
         check_skeleton(staging.closure, skeleton)
 
     def _run(
-        self, job: _Job, staging: Staging, doing: str, arguments: list[str], indexes: Iterable[str] = ()
+        self,
+        job: _Job,
+        staging: Staging,
+        doing: str,
+        arguments: list[str],
+        indexes: Iterable[str] = (),
+        home: Mapping[str, str] | None = None,
     ) -> None:
         known = self._uv.environment(fleet=True).get("UV_INDEX", "").split()
         # One that would not be read as one address is left out; it shares less.
@@ -266,6 +285,7 @@ class Builder:
                 # uv looks for a wheel in its cache only under indexes that it is told of, whatever the lock says,
                 # and would fetch and unpack it anew for each build where an index forbids to keep its answers.
                 "UV_INDEX": " ".join([*known, *plain]),
+                **(home or {}),
             },
         )
         said = f"$ uv {' '.join(arguments[:3])} …\n{finished.stderr}"

@@ -14,6 +14,7 @@ from typing import Any
 
 from envfabric.build.closure import Closure, Distribution
 from envfabric.build.lockfile import Lock, read_lock
+from envfabric.build.sources import files_of
 from envfabric.build.uv import Uv, failure
 from envfabric.core.errors import Reason, SpecError
 from envfabric.store.files import Files
@@ -74,8 +75,9 @@ def with_hashes(lock: Lock, closure: Closure, where: str) -> tuple[str, list[str
     """
     text, names = lock.text, []
     for one in closure.distributions:
-        entries = _wheels(lock, one)
-        if any(wheel.get("hash") == one.hash for wheel in entries):
+        entries = _files(lock, one)
+        # A git repository has its commit in its address.
+        if any(file.get("hash") == one.hash for file in entries) or _at_commit(lock, one):
             continue
         # Where a lock forks over sources, the other fork's wheel is another one and has its own hash, or none.
         bare = [wheel for wheel in entries if not str(wheel.get("hash", "")).startswith("sha")]
@@ -103,16 +105,23 @@ def _insert(text: str, url: str, digest: str) -> str:
 
 
 def _proves(text: str, closure: Closure, where: str) -> bool:
-    lock = read_lock(text.encode(), where)
-    hashed = [one for one in closure.distributions if one.hashed]
-    return all(any(wheel.get("hash") == one.hash for wheel in _wheels(lock, one)) for one in hashed)
+    lock = read_lock(text.encode(), where, None)
+    hashed = [one for one in closure.distributions if one.hashed and not one.hash.startswith("git:")]
+    return all(any(wheel.get("hash") == one.hash for wheel in _files(lock, one)) for one in hashed)
 
 
-def _wheels(lock: Lock, one: Distribution) -> list[dict[str, Any]]:
+def _files(lock: Lock, one: Distribution) -> list[dict[str, Any]]:
     """The lock's entries for the file that a distribution is installed from; several where the lock forks."""
     return [
-        wheel
+        file
         for package in lock.versions(one.name, one.version)
-        for wheel in package.get("wheels", [])
-        if str(wheel["url"]).split("#")[0].rsplit("/", 1)[-1] == one.wheel
+        for file in files_of(package)
+        if str(file.get("url") or one.origin).split("#")[0].rsplit("/", 1)[-1] == one.wheel
     ]
+
+
+def _at_commit(lock: Lock, one: Distribution) -> bool:
+    return any(
+        package["source"].get("git", "") == one.origin != ""
+        for package in lock.versions(one.name, one.version)
+    )

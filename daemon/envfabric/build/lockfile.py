@@ -9,14 +9,17 @@ import hashlib
 import re
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from packaging.utils import canonicalize_name
 
+from envfabric.build.sources import check_package
 from envfabric.core.errors import Reason, SpecError
+from envfabric.specs.policy import Policy
 from envfabric.specs.toml import parse_toml
 
 _SPLIT = "\n[[package]]\n"
+_OPTIONS = "\n[options]\n"
+_CUTOFF = re.compile(r"^exclude-newer(?:-span)? = [^\n]*\n?", re.MULTILINE)
 _OWN_SOURCE = re.compile(r'^source = \{ (?:virtual|editable) = "\." \}$', re.MULTILINE)
 _NAME_LINE = re.compile(r'\Aname = "([^"]+)"\nversion = "([^"]+)"\n')
 
@@ -30,8 +33,13 @@ class Lock:
     """Every [[package]] but the project's own."""
 
     def versions(self, name: str, version: str) -> list[dict[str, Any]]:
-        """The entries of one distribution: several where the lock forks over sources."""
-        return [one for one in self.packages if one["name"] == name and one.get("version") == version]
+        """The entries of one distribution: several where the lock forks over sources.
+
+        uv leaves the version out where a git repository says it only when it is built.
+        """
+        return [
+            one for one in self.packages if one["name"] == name and one.get("version", version) == version
+        ]
 
     @property
     def own(self) -> tuple[str, str]:
@@ -41,7 +49,7 @@ class Lock:
     @property
     def registries(self) -> list[str]:
         """The addresses of the indexes that packages come from, sorted."""
-        return sorted({one["source"]["registry"] for one in self.packages})
+        return sorted({one["source"]["registry"] for one in self.packages if "registry" in one["source"]})
 
     def depends_on(self, name: str) -> bool:
         """Whether a locked package requires a distribution of this normalised name."""
@@ -60,8 +68,14 @@ class Lock:
         return {canonicalize_name(one["name"]) for one in self.packages}
 
 
-def read_lock(raw: bytes, where: str) -> Lock:
-    """Parses a lock and refuses sources that reach outside an index. Raises `SpecError`."""
+_STRICT = Policy()
+
+
+def read_lock(raw: bytes, where: str, policy: Policy | None = _STRICT) -> Lock:
+    """Parses a lock and refuses sources that `policy` does not list: with the default one, all but indexes.
+
+    None is for a lock that was accepted before. Raises `SpecError`.
+    """
     try:
         document = parse_toml(raw, where)
         text = raw.decode("utf-8")
@@ -69,7 +83,7 @@ def read_lock(raw: bytes, where: str) -> Lock:
         own = [one for one in packages if _is_own(one["source"])]
         others = tuple(one for one in packages if not _is_own(one["source"]))
         for package in others:
-            _check_source(package, where)
+            check_package(package, policy, where)
     except SpecError as error:
         if error.reason is not Reason.INVALID_SPEC:
             raise
@@ -101,6 +115,27 @@ def with_project(text: str, name: str, version: str) -> str:
     return _SPLIT.join([head.rstrip("\n") + "\n", *blocks]).rstrip("\n") + "\n"
 
 
+def with_cutoff(text: str, lines: str) -> str:
+    """The lock with `lines`, and no others, as what it says of exclude-newer.
+
+    uv calls a lock stale that was made under another exclude-newer than it is checked under, and nothing else
+    in it tells.
+    """
+    head, mark, rest = text.partition(_SPLIT)
+    before, _, options = head.partition(_OPTIONS)
+    own, following, tail = options.partition("\n[")
+    kept = (lines + _CUTOFF.sub("", own)).strip("\n")
+    # uv leaves out an empty table.
+    table = f"{_OPTIONS}{kept}\n" if kept else ""
+    return before.rstrip("\n") + "\n" + table + following + tail + mark + rest
+
+
+def cutoff_lines(text: str) -> str:
+    """What a lock says of exclude-newer in its options, as uv wrote it; '' for nothing."""
+    own = text.partition(_SPLIT)[0].partition(_OPTIONS)[2].partition("\n[")[0]
+    return "".join(f"{match[0].rstrip()}\n" for match in _CUTOFF.finditer(own))
+
+
 def neutral(raw: bytes) -> str:
     """A digest of a lock that does not depend on the project's own name and version."""
     try:
@@ -130,22 +165,3 @@ def _name_of(block: str) -> str:
 
 def _is_own(source: dict[str, str]) -> bool:
     return source.get("virtual") == "." or source.get("editable") == "."
-
-
-def _check_source(package: dict[str, Any], where: str) -> None:
-    source = package["source"]
-    kind = next(iter(source), "none")
-    registry = source.get("registry")
-    if not isinstance(registry, str) or urlsplit(registry).scheme not in {"http", "https"}:
-        raise SpecError(
-            Reason.POLICY,
-            f"{where}: {package['name']} comes from a {kind!r} source; only releases from an index are "
-            "allowed. Publish it to one, require a version, and lock again.",
-        )
-    for file in [*package.get("wheels", []), *([package["sdist"]] if "sdist" in package else [])]:
-        if "path" in file or urlsplit(str(file.get("url", ""))).scheme not in {"http", "https"}:
-            raise SpecError(
-                Reason.POLICY,
-                f"{where}: a file of {package['name']} is at {file.get('path') or file.get('url')!r}, which is no "
-                "http(s) URL. Run `uv lock` and commit it.",
-            )

@@ -23,12 +23,17 @@ class Recipe:
     extras: tuple[str, ...]
     groups: tuple[str, ...]
     closure: Closure
+    max_bytes: int | None = None
+    """The most bytes on disk that the environment may take; what was served once may be made again, whatever its
+    size."""
 
 
 def recipe_of(spec: Spec, resolution: Resolution) -> Recipe:
     """What building a spec's resolution needs."""
     extras, groups = tuple(spec.table.extras), tuple(spec.table.groups)
-    return Recipe(spec.id, spec.pyproject, resolution.lock, extras, groups, resolution.closure)
+    return Recipe(
+        spec.id, spec.pyproject, resolution.lock, extras, groups, resolution.closure, resolution.max_bytes
+    )
 
 
 def recipe_from(spec_id: str, pyproject: bytes, lock: bytes, inputs: Mapping[str, Any]) -> Recipe:

@@ -14,17 +14,23 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
 from envfabric.build.closure import Closure, closure_from_inputs, install_options, make_closure
+from envfabric.build.cutoff import cutoff_for
 from envfabric.build.hashing import hash_wheels
 from envfabric.build.interpreters import Interpreter
+from envfabric.build.limits import check_chosen, cutoff, written
 from envfabric.build.lockfile import Lock, neutral, own_entry, read_lock, with_project
+from envfabric.build.origins import Origins, indexes_of
+from envfabric.build.sources import backend_home, build_arguments
 from envfabric.build.uv import Uv, failure
 from envfabric.core.errors import Reason, SpecError
+from envfabric.specs.policy import Policy
 from envfabric.specs.spec import Spec
 from envfabric.store.closures import Staging
 from envfabric.store.files import Files
@@ -43,6 +49,8 @@ class Resolution:
     lock: bytes
     origin: str
     """'committed' or 'resolved'."""
+    max_bytes: int | None = None
+    """The most bytes on disk that its environment may take."""
 
 
 class Resolver:
@@ -55,13 +63,21 @@ class Resolver:
         uv: Uv,
         staging: Callable[[], AbstractContextManager[Staging]],
         max_age: float = 86400.0,
+        policy: Policy | None = None,
+        exclude_newer: str | None = None,
     ) -> None:
-        """`max_age` is how long, in seconds, an outcome is shared with specs that ask for the same."""
+        """`max_age` is how long, in seconds, an outcome is shared with specs that ask for the same.
+
+        `exclude_newer` is a date or moment after which nothing is taken where the daemon resolves.
+        """
         self._root = root
         self._files = files
         self._uv = uv
         self._staging = staging
         self._max_age = max_age
+        self._policy = policy or Policy()
+        self._exclude_newer = exclude_newer
+        self._origins = Origins(root, files, uv, self._policy.indexes)
 
     def key(self, spec: Spec, python: Interpreter, base: bytes | None) -> str:
         """The digest of all that decides a resolution's outcome; equal keys are resolved once."""
@@ -77,20 +93,29 @@ class Resolver:
             "name": (spec.name, spec.version) if conflicts or spec.name in spec.requirements else None,
             # A lock that was copied from another project is a stale one.
             "foreign": spec.lock is not None and own_entry(spec.lock) != (spec.name, spec.version),
+            # What was accepted under another policy is looked at anew.
+            "policy": self._policed,
+            "cutoff": written(moment) if spec.lock is None and (moment := self._cutoff()) else None,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def known(self, spec: Spec, key: str) -> Resolution | None:
-        """The outcome kept for `key`, with the lock that `spec` gets of it; None where there is none."""
+    def known(self, spec: Spec, key: str, since: float | None = None) -> Resolution | None:
+        """The outcome kept for `key`, with the lock that `spec` gets of it; None where there is none.
+
+        One that was kept before `since`, in seconds since 1970 by this host's clock, does not count.
+        """
         try:
             with self._record(key).open("rb") as file:
                 used = os.fstat(file.fileno()).st_mtime
                 kept = json.loads(file.read())
             closure = closure_from_inputs(kept["inputs"])
-            text, age = str(kept["lock"]), time.time() - float(kept["at"])
+            text, at = str(kept["lock"]), float(kept["at"])
             locked = {canonicalize_name(one) for one in kept["names"]}
             hashed_here = bool(kept["hashed_here"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        age = time.time() - at
+        if since is not None and at < since:
             return None
         if hashed_here and age > min(self._max_age, _HASHED_AGE):
             return None
@@ -101,8 +126,8 @@ class Resolver:
             with contextlib.suppress(OSError):
                 os.utime(self._record(key))
         if spec.lock is not None:
-            return Resolution(closure, spec.lock, "committed")
-        return Resolution(closure, with_project(text, spec.name, spec.version).encode(), "resolved")
+            return self._resolution(closure, spec.lock, "committed")
+        return self._resolution(closure, with_project(text, spec.name, spec.version).encode(), "resolved")
 
     def resolve(self, spec: Spec, python: Interpreter, base: bytes | None) -> Resolution:
         """Asks uv for the closure of a spec. `base` is the lock whose versions are kept where they fit.
@@ -123,18 +148,39 @@ class Resolver:
                     "of its requirements; rename the project.",
                 )
             urls: list[str] = []
+            where = f"{spec.id}/uv.lock" if spec.lock is not None else spec.id
             closure = make_closure(
                 self._applying(spec, staging, python),
                 lock,
                 python,
                 install_options(json.loads(spec.ask)["uv"]),
                 partial(self._hash, spec, staging, python, lock, urls),
+                self._policy.build_from_source,
+                lambda chosen: check_chosen(chosen, self._policy, datetime.now(UTC), where),
             )
-        resolution = Resolution(
-            closure, lock.text.encode(), "committed" if spec.lock is not None else "resolved"
-        )
+        origin = "committed" if spec.lock is not None else "resolved"
+        resolution = self._resolution(closure, lock.text.encode(), origin)
         self._keep(self.key(spec, python, base), resolution, lock, hashed_here=bool(urls))
         return resolution
+
+    def _resolution(self, closure: Closure, lock: bytes, origin: str) -> Resolution:
+        return Resolution(closure, lock, origin, self._policy.max_bytes)
+
+    @property
+    def _policed(self) -> list[object]:
+        """All of the policy that a lock is looked at under."""
+        one = self._policy
+        plain = [sorted(one.indexes), sorted(one.sources), sorted(one.build_from_source)]
+        return [*plain, one.max_packages, one.max_bytes, one.cooldown]
+
+    def _cutoff(self) -> datetime | None:
+        return cutoff(self._exclude_newer, self._policy.cooldown, datetime.now(UTC))
+
+    def _home(self, staging: Staging, name: str) -> dict[str, str]:
+        """Variables for a uv process that may run build backends."""
+        if not self._policy.build_from_source:
+            return {}
+        return backend_home(self._files, staging.folder / name, self._uv.environment(fleet=True))
 
     def _lay_out(self, project: Path, spec: Spec) -> None:
         self._files.write_new(project / "pyproject.toml", spec.pyproject)
@@ -143,11 +189,24 @@ class Resolver:
 
     def _check(self, spec: Spec, staging: Staging, python: Interpreter) -> Lock:
         where = f"{spec.id}/uv.lock"
-        lock = read_lock(spec.lock or b"", where)
+        lock = read_lock(spec.lock or b"", where, self._policy)
+        # uv reads what came from no index anew, and would have to build it for that.
+        built = {one["name"] for one in lock.packages if "registry" not in one["source"]}
         finished = self._uv.run(
-            ["lock", "--check", "--python", python.path], cwd=staging.project, hold=staging.descriptor
+            [
+                "lock",
+                "--check",
+                *build_arguments(built & self._policy.build_from_source),
+                "--python",
+                python.path,
+            ],
+            cwd=staging.project,
+            hold=staging.descriptor,
+            extra=self._home(staging, "home-checking"),
         )
         if finished.code == 0:
+            tables = indexes_of(json.loads(spec.ask)["uv"])
+            self._origins.check(lock, tables, staging, python, self._policy, where)
             return lock
         error = failure(f"checking {where}", finished, Reason.LOCK_STALE)
         if error.reason.passing:
@@ -161,14 +220,24 @@ class Resolver:
 
     def _lock(self, spec: Spec, staging: Staging, python: Interpreter, base: bytes | None) -> Lock:
         path = staging.project / "uv.lock"
-        arguments = ["lock", "--python", python.path]
+        own = json.loads(spec.ask)["uv"].get("exclude-newer")
+        bound = cutoff_for(self._cutoff(), own, self._uv, self._files, staging, python)
+        # uv chooses versions as if these could be built, and no others.
+        buildable = build_arguments(self._policy.build_from_source)
+        arguments = ["lock", *bound.arguments, *buildable, "--python", python.path]
+        home = self._home(staging, "home-locking")
         # A base may be of a newer uv's schema, or in the way of the new requirements: then begin anew.
         for start in [base, None] if base is not None else [None]:
             if start is not None:
                 self._files.write_new(path, start)
-            finished = self._uv.run(arguments, cwd=staging.project, hold=staging.descriptor, fleet=True)
+            finished = self._uv.run(
+                arguments, cwd=staging.project, hold=staging.descriptor, fleet=True, extra=home
+            )
             if finished.code == 0:
-                return read_lock(path.read_bytes(), f"{spec.id}/uv.lock")
+                text = bound.kept(path.read_text("utf-8"))
+                lock = read_lock(text.encode(), f"{spec.id}/uv.lock", self._policy)
+                self._origins.teach(lock)
+                return lock
             error = failure(f"resolving {spec.id}", finished, Reason.UNRESOLVABLE)
             if error.reason.passing:
                 break
@@ -179,13 +248,17 @@ class Resolver:
         finished = self._uv.run(
             [
                 *sync_arguments(spec.table.extras, spec.table.groups, python),
+                *build_arguments(self._policy.build_from_source),
                 "--dry-run",
                 "--output-format",
                 "json",
             ],
             cwd=staging.project,
             hold=staging.descriptor,
-            extra={"UV_PROJECT_ENVIRONMENT": str(staging.folder / "nothing")},
+            extra={
+                "UV_PROJECT_ENVIRONMENT": str(staging.folder / "nothing"),
+                **self._home(staging, "home-planning"),
+            },
         )
         if finished.code != 0:
             raise failure(f"planning {spec.id}", finished, Reason.UNRESOLVABLE)

@@ -1,4 +1,4 @@
-"""Running uv: its environment, its time limit, its process group, and what its errors mean.
+"""Running uv: its environment, its end in time, its process group, and what its errors mean.
 
 uv's environment is built from nothing, so that no setting of the daemon's shell decides what gets
 installed; certificates, proxies, the operator's uv configuration and index credentials pass.
@@ -7,6 +7,7 @@ installed; certificates, proxies, the operator's uv configuration and index cred
 import contextlib
 import fnmatch
 import os
+import resource
 import signal
 import subprocess
 import tempfile
@@ -14,10 +15,13 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import uv
 
+from envfabric.build.scope import Stopped, current
+from envfabric.build.survivors import end_survivors
 from envfabric.core.errors import Reason, SpecError, redact
 from envfabric.store.root import Root
 
@@ -45,8 +49,14 @@ _PASSED = (
 _FLEET_ONLY = ("UV_DEFAULT_INDEX", "UV_INDEX")
 """Where the daemon resolves; a committed lock is checked without them, under the spec's own settings."""
 
+LOCK_MEMORY = 4 * 1024**3
+"""Address space in bytes of a uv process that resolves; a lock of 500 packages takes 1.3 GB of it."""
+
 _TAIL = 64_000
 """Characters of uv's output that a failure log keeps: the last ones."""
+
+_LOOK = 1.0
+"""Seconds after which a process is looked at that has closed nothing: a survivor of a killed one keeps its pipes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +69,6 @@ class Finished:
     seconds: float
 
 
-class Stopped(Exception):
-    """The daemon is stopping; the build was ended and nothing is said of the spec."""
-
-
 class Uv:
     """uv as this fabric runs it. Safe for threads."""
 
@@ -73,8 +79,9 @@ class Uv:
         index: str | None = None,
         secrets: Mapping[str, str] | None = None,
     ) -> None:
-        """`timeout` is the limit of one uv process in seconds; `index` the fleet's default index; `secrets`
-        the variables with indexes and their credentials, which nothing but uv gets to see."""
+        """`timeout` is the limit in seconds of a process that belongs to no step (one that does has what the step's
+        scope leaves it, too); `index` the fleet's default index; `secrets` the variables with indexes and their
+        credentials, which nothing but uv gets to see."""
         self.binary = uv.find_uv_bin()
         self._secrets = dict(secrets or {})
         self.index = index
@@ -126,7 +133,7 @@ class Uv:
         """Runs uv to its end, whatever its exit code.
 
         `hold` is a descriptor that the process inherits, so that recovery sees that it still runs. Raises
-        `SpecError` (timeout) after the time limit, with the whole process group ended, and `Stopped`.
+        `SpecError` (timeout) after the time limit and `Stopped`, each with all that it started ended.
         """
         return self.run_command(
             [self.binary, *arguments],
@@ -141,10 +148,17 @@ class Uv:
         """Runs any command of a build under the same limits."""
         # uv leaves its lock files in TMPDIR, one for each project folder, and ours are never the same twice.
         with tempfile.TemporaryDirectory(prefix="envfabric-", ignore_cleanup_errors=True) as temporary:
-            return self._run(command, cwd, hold, {**env, "TMPDIR": temporary})
+            own = {"TMPDIR": temporary}
+            if not (Path(env.get("HOME", "/")) / ".local/share/uv/credentials").is_dir():
+                # uv would make the folder, in a home that is none of its business.
+                own["UV_CREDENTIALS_DIR"] = f"{temporary}/credentials"
+            return self._run(command, cwd, hold, {**env, **own})
 
     def _run(self, command: Sequence[str], cwd: Path, hold: int | None, env: Mapping[str, str]) -> Finished:
         began = time.monotonic()
+        scope = current()
+        name = f"{Path(command[0]).name} {command[1]}"
+        scope.check()
         with self._lock:
             if self._stopping:
                 raise Stopped
@@ -162,23 +176,46 @@ class Uv:
                 umask=0o022,
             )
             self._running.add(process)
+        if command[1] == "lock":
+            # Some hundred bytes of markers can ask for a resolution that would take all of the machine's memory.
+            with contextlib.suppress(OSError):
+                resource.prlimit(process.pid, resource.RLIMIT_AS, (LOCK_MEMORY, LOCK_MEMORY))
         try:
-            out, err = process.communicate(timeout=self._timeout)
+            with scope.ended_by(partial(_end, process)):
+                out, err = self._communicate(process, min(began + self._timeout, scope.deadline))
         except subprocess.TimeoutExpired:
             _end(process)
-            out, err = _what_is_left(process)
+            end_survivors(env["TMPDIR"])
+            _, err = _what_is_left(process)
+            if self._stopping:
+                raise Stopped from None
+            scope.check(name, err)
             raise SpecError(
                 Reason.TIMEOUT,
-                f"{Path(command[0]).name} {command[1]} ran longer than {self._timeout:g} s and was ended. It is "
-                "tried again by itself; raise build_timeout if it needs more.",
+                f"{name} ran longer than {self._timeout:g} s and was ended. It is tried again by itself; raise "
+                "build_timeout if it needs more.",
                 err,
             ) from None
         finally:
             with self._lock:
                 self._running.discard(process)
-        if self._stopping:
+        if self._stopping or scope.ended:
+            # Its group was killed: who left that in time is not.
+            end_survivors(env["TMPDIR"])
             raise Stopped
         return Finished(process.returncode, out, redact(err), time.monotonic() - began)
+
+    def _communicate(self, process: subprocess.Popen[str], deadline: float) -> tuple[str, str]:
+        """The output of a process that ended. Raises `TimeoutExpired` where it should have, and something holds it."""
+        scope = current()
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                return process.communicate(timeout=max(0.0, min(left, _LOOK)))
+            except subprocess.TimeoutExpired:
+                # What was read stays with the process.
+                if left <= _LOOK or self._stopping or scope.ended:
+                    raise
 
     def stop(self) -> None:
         """Ends what runs, and lets nothing start any more."""
@@ -238,6 +275,7 @@ _MEANINGS = (
             "does not satisfy Python",
             "doesn't have a wheel for the current platform",
             "can't be installed",
+            "memory allocation of",
         ),
     ),
 )

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from envfabric.cli import show
+from envfabric.cli import orders, show, specs
+from envfabric.cli.auditing import history
+from envfabric.cli.checking import check
 from envfabric.cli.compare import closure_of, compare
 from envfabric.cli.keeping import add_commands
 from envfabric.cli.progress import Progress
@@ -143,7 +145,11 @@ def status(
     show.status_of(published, spec_id, closure_of(published, spec_id, closures), as_json=as_json)
 
 
+app.command("history")(history)
 add_commands(app)
+orders.add_commands(app)
+specs.add_commands(app)
+app.command("check")(check)
 
 
 def _consumer_command(name: str, summary: str) -> None:

@@ -1,4 +1,4 @@
-"""What people do with what is published: history, rollback, unpin, gc, verify and du, and how it is shown."""
+"""What people do with what is on disk: gc, verify and du, and how it is shown."""
 
 import json
 import os
@@ -12,30 +12,22 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from envfabric.cli.orders import AsJson, Config, RepoOption, RootOption, ordered, settings_of, tell
 from envfabric.cli.show import bytes_text, console
 from envfabric.client import index
 from envfabric.core.errors import ConfigError
 from envfabric.core.ids import shown as printable
 from envfabric.index.document import from_json
-from envfabric.service.asking import order
 from envfabric.service.assembly import retention_of
-from envfabric.service.settings import Settings, load_settings
+from envfabric.service.settings import Settings
 from envfabric.store.closures import Closures
 from envfabric.store.files import Files
 from envfabric.store.generations import Generations
 from envfabric.store.pins import Pins
-from envfabric.store.requests import Answer
 from envfabric.store.retention import Serving
 from envfabric.store.root import Root, open_root
 from envfabric.store.usage import Usage, walk_inodes
 from envfabric.store.verify import Report, shown, verify
-from envfabric.telemetry import logs
-
-Config = Annotated[Path | None, typer.Option(help="The settings file (ENVFABRIC_CONFIG).", metavar="FILE")]
-RootOption = Annotated[Path | None, typer.Option("--root", help="The NAS folder.", metavar="DIR")]
-RepoOption = Annotated[str | None, typer.Option("--repo", help="The spec repository.", metavar="REPO")]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
-SpecId = Annotated[str, typer.Argument(metavar="ID")]
 
 _WHYS = 3
 """Reasons shown of a kept closure; --json has all."""
@@ -44,78 +36,11 @@ _WHYS = 3
 def add_commands(app: typer.Typer) -> None:
     """Adds these commands to the command line."""
     for name, command in (
-        ("history", history),
-        ("rollback", rollback),
-        ("unpin", unpin),
         ("gc", gc),
         ("verify", verify_store),
         ("du", du),
     ):
         app.command(name)(command)
-
-
-def history(
-    spec_id: SpecId, *, as_json: AsJson = False, root: RootOption = None, config: Config = None
-) -> None:
-    """Show the generations of a spec that are retained, newest first."""
-    place = open_root(index.find_root(root, config))
-    generations, closures = Generations(place, Files()), Closures(place, Files())
-    retained = generations.retained(spec_id)
-    entry = index.read_index(place.path)["environments"].get(spec_id, {})
-    if not retained and not entry:
-        index.environment(index.read_index(place.path), spec_id)
-    rows = [
-        {
-            "generation": one.number,
-            "serving": one.number == entry.get("generation"),
-            "pinned": one.number == entry.get("generation") and bool(entry.get("pinned")),
-            "built_at": one.built_at,
-            "commit": one.commit,
-            "closure": one.digest,
-            "python_version": one.python_version,
-            "ray_version": one.ray_version,
-            "lock": one.lock_origin,
-            "usable": closures.usable(one.digest),
-        }
-        for one in retained
-    ]
-    if as_json:
-        typer.echo(json.dumps(rows, indent=2))
-        return
-    table = Table("GEN", "", "BUILT", "COMMIT", "CLOSURE", "PYTHON", "RAY", "LOCK", box=None, pad_edge=False)
-    for row in rows:
-        words = [word for word in ("serving", "pinned") if row[word]]
-        words += [] if row["usable"] else ["damaged or gone"]
-        table.add_row(
-            str(row["generation"]),
-            ", ".join(words),
-            str(row["built_at"]),
-            str(row["commit"])[:12],
-            str(row["closure"]),
-            str(row["python_version"]),
-            str(row["ray_version"] or "-"),
-            str(row["lock"]),
-        )
-    _print(table)
-
-
-def rollback(
-    spec_id: SpecId,
-    *,
-    to: Annotated[int | None, typer.Option("--to", help="The generation; default: the one before.")] = None,
-    root: RootOption = None,
-    repo: RepoOption = None,
-    config: Config = None,
-) -> None:
-    """Serve an earlier generation until the spec's next change."""
-    _order(root, repo, config, "rollback", {"id": spec_id, **({} if to is None else {"to": to})})
-
-
-def unpin(
-    spec_id: SpecId, *, root: RootOption = None, repo: RepoOption = None, config: Config = None
-) -> None:
-    """Serve what is committed again, after a rollback."""
-    _order(root, repo, config, "unpin", {"id": spec_id})
 
 
 def gc(
@@ -129,13 +54,13 @@ def gc(
     config: Config = None,
 ) -> None:
     """Remove what nothing uses any more, by way of trash/."""
-    settings = _settings(root, repo, config)
+    settings = settings_of(root, repo, config)
     if dry_run:
         _dry_run(settings, as_json=as_json)
         return
-    answer = _ordered(settings, "gc", {})
+    answer = ordered(settings, "gc", {})
     if as_json or not answer.ok:
-        _tell(answer, as_json=as_json)
+        tell(answer, as_json=as_json)
     data = answer.data
     typer.echo(
         f"{answer.message}; {bytes_text(data['bytes'])} and {data['inodes']} inodes came back on disk "
@@ -166,11 +91,11 @@ def verify_store(
     retired = {name for name in report.findings if name in known and name not in served}
     names = [*(name for name in report.findings if name not in retired), *report.missing]
     if repair and names:
-        answer = _ordered(_settings(root, repo, config), "repair", {"names": names})
+        answer = ordered(settings_of(root, repo, config), "repair", {"names": names})
         if as_json:
-            _tell(answer, as_json=True)
+            tell(answer, as_json=True)
         _show_report(report, retired)
-        _tell(answer)
+        tell(answer)
     if as_json:
         typer.echo(json.dumps(_report_json(report, retired), indent=2))
     else:
@@ -327,38 +252,10 @@ def _environments(place: Root) -> dict[str, Any]:
     return found
 
 
-def _settings(root: Path | None, repo: str | None, config: Path | None) -> Settings:
-    settings = load_settings(config, {"root": root, "repo": repo})
-    # What the command has to say is its answer; of its work only trouble.
-    logs.configure("warning" if settings.log_level == "info" else settings.log_level)
-    return settings
-
-
 def _root_of(settings: Settings) -> Path:
     if settings.root is None:
         raise ConfigError("the NAS folder is not given: use --root, ENVFABRIC_ROOT or root in envfabric.toml")
     return settings.root
-
-
-def _ordered(settings: Settings, command: str, arguments: dict[str, Any]) -> Answer:
-    if not sys.stderr.isatty():
-        return order(settings, command, arguments)
-    with Console(stderr=True).status(f"{command}…"):
-        return order(settings, command, arguments)
-
-
-def _order(
-    root: Path | None, repo: str | None, config: Path | None, command: str, arguments: dict[str, Any]
-) -> None:
-    _tell(_ordered(_settings(root, repo, config), command, arguments))
-
-
-def _tell(answer: Answer, *, as_json: bool = False) -> None:
-    if as_json:
-        typer.echo(json.dumps({"ok": answer.ok, "message": answer.message, **answer.data}, indent=2))
-    else:
-        typer.echo(answer.message if answer.ok else f"envfabric: {answer.message}", err=not answer.ok)
-    raise typer.Exit(0 if answer.ok else 1)
 
 
 def _print(table: Table) -> None:

@@ -1,10 +1,11 @@
-"""`envfabric which`, `exec` and `runtime-env`: what consumers run, without the daemon's packages.
+"""`envfabric which`, `exec`, `runtime-env` and `wait`: what consumers run, without the daemon's packages.
 
 They start in the time of a bare interpreter, which counts where every task begins with one.
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
@@ -17,6 +18,7 @@ SUMMARIES = {
     "which": "Print the path of an environment's interpreter.",
     "exec": "Run a command in an environment: envfabric exec ID -- CMD…",
     "runtime-env": "Print the JSON for `ray job submit --runtime-env-json`.",
+    "wait": "Wait until what is committed is served; exits 0 ready, 1 failed, 124 timed out.",
 }
 
 
@@ -28,6 +30,9 @@ def main(arguments: Sequence[str]) -> int:
         command = commands.add_parser(name, help=summary, description=summary)
         command.add_argument("--root", metavar="DIR", help="the NAS folder (ENVFABRIC_ROOT)")
         command.add_argument("--config", metavar="FILE", help="the settings file (ENVFABRIC_CONFIG)")
+        if name == "wait":
+            _add_wait(command)
+            continue
         command.add_argument("--wait", metavar="SECONDS", type=float, help="wait for it to be built")
         command.add_argument("id", metavar="ID", help="the spec's id, <workflow>/<node>")
     # What follows the first -- is the command's own, flags and all.
@@ -35,6 +40,11 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments[:place])
     try:
         root = find_root(given.root, given.config)
+        if given.command == "wait":
+            # What only this command needs is not loaded where every task begins with another one.
+            from envfabric.client import waiting
+
+            return waiting.run(given.ids, root, given.commit, given.timeout, given.repo)
         if given.command == "which":
             print(python(given.id, root=root, wait=given.wait))  # noqa: T201
         elif given.command == "runtime-env":
@@ -48,6 +58,25 @@ def main(arguments: Sequence[str]) -> int:
         print(f"envfabric: {error}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
+
+
+def _add_wait(command: argparse.ArgumentParser) -> None:
+    command.add_argument("ids", metavar="ID", nargs="*", help="the specs' ids; all of them by default")
+    command.add_argument("--commit", metavar="SHA", help="until this commit, or a later one, is served")
+    command.add_argument(
+        "--timeout", metavar="SECONDS", type=_seconds, help="how long at most; no limit by default"
+    )
+    command.add_argument("--repo", metavar="DIR", help="a clone that has the commit; this folder by default")
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return value
 
 
 def _exec(spec_id: str, root: str, wait: float | None, words: list[str]) -> int:

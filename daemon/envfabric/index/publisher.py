@@ -5,10 +5,11 @@ index names exists, and the next start flips what was left.
 """
 
 import contextlib
+import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from envfabric.index.document import Entry, Index, Texts, from_json, to_json
@@ -42,13 +43,15 @@ class Publisher:
         self._writer = writer
         self._generations = generations
         self._log = logs.get()
-        self._outcome = False
+        self._outcome = self._at_once = False
         self._progress_due: float | None = None
         self._not_before = 0.0
         self._recent: deque[float] = deque(maxlen=SINGLES)
         self._linked: dict[str, int] = {}
         self._behind = False
         self._written: Stamp | None = None
+        self._changed_at: int | None = None
+        self._digest = b""
         self._foreign: Stamp | None = None
         self._texts = Texts()
         self._sequence = Sequence(root, files)
@@ -57,14 +60,23 @@ class Publisher:
     def load(self) -> Index | None:
         """What is published now, or None where there is nothing that can be read."""
         with contextlib.suppress(FileNotFoundError, ValueError):
-            self._written = self._stat()
-            self.published = from_json(self._root.index.read_bytes())
+            status = self._root.index.stat()
+            raw = self._root.index.read_bytes()
+            self.published = from_json(raw)
+            self._written, self._changed_at = stamp(status), status.st_ctime_ns
+            self._digest = hashlib.sha256(raw).digest()
+            if raw != to_json(self.published, self._root, self._texts):
+                # A hand was in it, or another release wrote it: it is not taken for one of ours.
+                self._written = None
+                self.want(outcome=True)
         return self.published
 
     def look(self) -> None:
         """Notices an index that is not the one published here: removed, or replaced by a late lower epoch;
         and links that could not be flipped."""
-        if self.published is not None and (found := self._stat()) != self._written:
+        status = self._status()
+        found = None if status is None else stamp(status)
+        if self.published is not None and (found != self._written or self._edited(status)):
             if found is not None and found != self._foreign:
                 # Another wrote it, who may have flipped links as well. Learnt once: each link is a way to the NAS.
                 self._foreign = found
@@ -73,8 +85,18 @@ class Publisher:
         if self._behind:
             self.want(outcome=False)
 
-    def want(self, *, outcome: bool) -> None:
-        """Asks for a publication: of an outcome, or within the interval of mere progress."""
+    def doubt_links(self, spec_ids: Iterable[str]) -> None:
+        """Has links under envs/ flipped back that somebody has changed."""
+        for spec_id in spec_ids:
+            self._linked.pop(spec_id, None)
+        self.want(outcome=True)
+
+    def want(self, *, outcome: bool, at_once: bool = False) -> None:
+        """Asks for a publication: of an outcome, or within the interval of mere progress.
+
+        `at_once`, and in no burst: the index names what is not there any more.
+        """
+        self._at_once = self._at_once or at_once
         if outcome:
             self._outcome = True
         elif self._progress_due is None:
@@ -89,7 +111,8 @@ class Publisher:
         if self._outcome:
             singles = [at for at in self._recent if clock - at < BURST_INTERVAL]
             last = self._recent[-1] if self._recent else -BURST_INTERVAL
-            due = clock if quiet and len(singles) < SINGLES else last + BURST_INTERVAL
+            single = quiet and len(singles) < SINGLES
+            due = clock if single or self._at_once else last + BURST_INTERVAL
         elif self._progress_due is not None:
             due = self._progress_due
         else:
@@ -101,7 +124,7 @@ class Publisher:
         self._not_before = time.monotonic() + 2 * BURST_INTERVAL
 
     def _settled(self) -> None:
-        self._outcome = False
+        self._outcome = self._at_once = False
         self._progress_due = None
 
     def publish(
@@ -115,7 +138,7 @@ class Publisher:
         root = str(self._root.path)
         wanted = (revision, entries, problems, root)
         same = old and (old.revision, old.entries, old.problems, old.root) == wanted
-        if old and same and self._stat() == self._written:
+        if old and same and not self._replaced():
             self._flip(old)
             self._settled()
             return None
@@ -126,21 +149,39 @@ class Publisher:
         data = to_json(index, self._root, self._texts)
         self._written = self._files.write_atomic(self._root.index, data, via=self._root.staging)
         self.published = index
+        # The rename has changed it. A file that is another writer's by now has another stamp, too.
+        self._changed_at, self._digest = None, hashlib.sha256(data).digest()
+        with contextlib.suppress(OSError):
+            self._changed_at = self._root.index.stat().st_ctime_ns
         self._recent.append(time.monotonic())
         self._flip(index)
         self._settled()
         return index
 
-    def _stat(self) -> Stamp | None:
+    def _replaced(self) -> bool:
+        status = self._status()
+        return status is None or stamp(status) != self._written or self._edited(status)
+
+    def _edited(self, status: os.stat_result | None) -> bool:
+        """Whether a file with the stamp of ours says something else: its mtime can be set, its ctime can't."""
+        if status is None or status.st_ctime_ns == self._changed_at:
+            return False
+        # A chmod, or a network file system's client that learnt the time late, changes nothing in it.
+        if hashlib.sha256(self._root.index.read_bytes()).digest() != self._digest:
+            return True
+        self._changed_at = status.st_ctime_ns
+        return False
+
+    def _status(self) -> os.stat_result | None:
         try:
-            return stamp(self._root.index.stat())
+            return self._root.index.stat()
         except FileNotFoundError:
             return None
 
     def _next_sequence(self) -> int:
         # A lower sequence than one that somebody has seen would be a step back in time.
         known = self.published.sequence if self.published else None
-        if self.published is None or self._stat() != self._written:
+        if self.published is None or self._replaced():
             with contextlib.suppress(FileNotFoundError, ValueError):
                 known = max(known or 0, from_json(self._root.index.read_bytes()).sequence)
         return self._sequence.after(known)

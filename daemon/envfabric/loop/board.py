@@ -4,12 +4,13 @@ Turns an outcome into an entry, a failure log, a metric and a retry time. Belong
 thread; starts no work and publishes nothing itself.
 """
 
+import random
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
-from envfabric.build.uv import Stopped
+from envfabric.build.scope import Stopped
 from envfabric.core.errors import Reason, SpecError, StoreError, from_os_error
 from envfabric.index.document import NOTHING_ADDED, Entry, Failure, Index
 from envfabric.loop.plan import Plan, failed, pending
@@ -18,13 +19,10 @@ from envfabric.specs.tree import Problem, SpecRef, Wanted
 from envfabric.store.files import Files
 from envfabric.store.generations import Generation
 from envfabric.store.retention import Serving
-from envfabric.store.retries import Retry, read_retries, write_retries
+from envfabric.store.retries import Retry, delay, read_retries, write_retries
 from envfabric.store.root import Root, now
 from envfabric.telemetry import logs
 from envfabric.telemetry.metrics import Metrics
-
-RETRY_FIRST, RETRY_MOST = 10.0, 600.0
-"""Seconds before the first retry of a failure that can pass, doubled each time, and the most."""
 
 
 class Board:
@@ -99,6 +97,11 @@ class Board:
         if ref is None or ref.tree != content.tree:
             return False
         return ref.refused is None or content.id in self.heal
+
+    def failed_before(self, spec_id: str) -> bool:
+        """Whether what a spec asks for is tried again after a failure. What a pin asks for is an order of somebody who
+        waits, whatever became of the committed content."""
+        return spec_id in self.retries and not self.entries[spec_id].pinned
 
     def asks(self, content: SpecRef, purpose: str) -> bool:
         """Whether a step's outcome is still asked for: an order may have come since the step began."""
@@ -215,9 +218,10 @@ class Board:
 
     def _set_retry(self, spec_id: str) -> str:
         attempts = self.retries[spec_id].attempts + 1 if spec_id in self.retries else 0
-        delay = min(RETRY_FIRST * 2 ** min(attempts, 10), RETRY_MOST)
-        self.retries[spec_id] = Retry(self.entries[spec_id].tree, time.time() + delay, attempts)
-        return now(delay)
+        # No secret hangs on it.
+        seconds = delay(attempts, random.random())  # noqa: S311
+        self.retries[spec_id] = Retry(self.entries[spec_id].tree, time.time() + seconds, attempts)
+        return now(seconds)
 
     def _explain(self, spec_id: str, error: BaseException) -> SpecError:
         if isinstance(error, SpecError):

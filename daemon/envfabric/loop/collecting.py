@@ -183,6 +183,8 @@ class Collecting:
 
     def _count(self, outcome: Outcome) -> None:
         collected = outcome.collected
+        for facts in collected.dropped:
+            self._history.note("dropped", **facts)
         for name in collected.returned:
             with contextlib.suppress(OSError):
                 self._usage.add(name)

@@ -1,18 +1,22 @@
-"""What people ask of the writer while it runs, or in its place where none does: rollback, unpin, gc, repair.
+"""What people ask of the writer while it runs, or in its place where none does: rollback, unpin, retry, refresh,
+confirm, gc, repair.
 
 Each order begins at once and is answered when its outcome is published, so that whoever reads the index
 after the answer finds it there. Belongs to the loop's thread.
 """
 
+import re
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 from envfabric.core.errors import FabricError, StoreError
 from envfabric.index.publisher import Publisher
+from envfabric.loop.again import Again
 from envfabric.loop.answering import Answering, Poll, reason_of
 from envfabric.loop.board import Board
 from envfabric.loop.collecting import Collecting, Outcome
+from envfabric.loop.gate import SHORTEST, Gate
 from envfabric.loop.repair import Repair
 from envfabric.loop.work import Work
 from envfabric.store.claims import Claim, Claims
@@ -42,6 +46,8 @@ class Orders:
         pins: Pins,
         collecting: Collecting,
         repair: Repair,
+        again: Again,
+        gate: Gate,
         claims: Claims,
         inbox: Inbox,
         history: History,
@@ -54,6 +60,8 @@ class Orders:
         self._pins = pins
         self._collecting = collecting
         self._repair = repair
+        self._again = again
+        self._gate = gate
         self._claims = claims
         self._inbox = inbox
         self._history = history
@@ -91,6 +99,9 @@ class Orders:
         known: dict[str, Callable[[dict[str, Any]], Poll]] = {
             "rollback": self._rollback,
             "unpin": self._unpin,
+            "retry": self._retry,
+            "refresh": self._refresh,
+            "confirm": self._confirm,
             "gc": self._gc,
             "repair": self._mend,
         }
@@ -131,6 +142,41 @@ class Orders:
         self._board.unpin(spec_id)
         self._work.add(spec_id)
         return self._when_published(spec_id, None)
+
+    def _retry(self, arguments: dict[str, Any]) -> Poll:
+        return self._again.retry(self._entry(arguments)[0], self._settled)
+
+    def _refresh(self, arguments: dict[str, Any]) -> Poll:
+        return self._again.refresh(self._entry(arguments)[0], self._settled)
+
+    def _confirm(self, arguments: dict[str, Any]) -> Poll:
+        given, held = arguments.get("commit"), self._gate.held
+        if not isinstance(given, str) or not re.fullmatch(rf"[0-9a-fA-F]{{{SHORTEST},40}}", given):
+            raise Refused(f"confirm needs a commit, of which {SHORTEST} hexadecimal digits are enough")
+        if held is None:
+            raise Refused(f"no revision is held back; {str(self._board.revision)[:12]} is in force")
+        if not held.commit.startswith(given.lower()):
+            raise Refused(f"{given} is not what is held back. What is: {held.message}")
+        if not held.confirmable:
+            raise Refused(f"this can't be confirmed: {held.message}")
+        self._gate.confirm(held)
+        before = set(self._board.entries)
+
+        def poll() -> Answer | None:
+            now, published = self._gate.held, self._publisher.published
+            if now is held:
+                # The look has not come to it yet.
+                return None
+            if self._board.revision != held.commit:
+                told = now.message if now else f"commit {str(self._board.revision)[:12]} has come since"
+                return Answer(False, f"{held.commit[:12]} is not adopted: {told}")
+            if published is None or published.revision != held.commit:
+                return None
+            removed = sorted(before - published.entries.keys())
+            told = f"{held.commit[:12]} is confirmed: {len(removed)} of {len(before)} specs are removed"
+            return Answer(True, told, {"commit": held.commit, "removed": removed})
+
+        return poll
 
     def _gc(self, _: dict[str, Any]) -> Poll:
         answers: list[Answer] = []

@@ -75,6 +75,21 @@ def make_plan(
     return plan
 
 
+def ended_pins(wanted: Mapping[str, SpecRef], entries: Mapping[str, Entry], found: Found | None) -> list[str]:
+    """The specs whose pin ends with this revision, because their content is another than it was set for."""
+    pinned = {one: entry.tree for one, entry in entries.items() if entry.pinned}
+    if found:
+        pinned |= {one: pin.tree for one, pin in found.pins.items()}
+    return [one for one, tree in pinned.items() if one not in wanted or wanted[one].tree != tree]
+
+
+def withdrawn(old: Entry, ref: SpecRef | None) -> Entry:
+    """The entry of a spec whose closure has gone: it names nothing, and is being made again where it can be."""
+    # Nothing may be published that is not there, not even while it is made anew.
+    gone = replace(old, state="failed", serving=None, generation=None)
+    return gone if ref is None or ref.refused is not None else pending(gone, ref, old.commit)
+
+
 def _look_at_served(spec_id: str, old: Entry, found: Found, plan: Plan) -> Entry:
     """Has what is served and no good made again."""
     if old.serving is None or (found.present(old.serving) and old.serving not in found.damaged):

@@ -18,6 +18,8 @@ from envfabric.build.environment import Builder, Built, Recipe, recipe_from, rec
 from envfabric.build.interpreters import Interpreter, Interpreters
 from envfabric.build.resolve import Resolution, Resolver
 from envfabric.core.errors import Reason, SpecError, StoreError
+from envfabric.loop.asks import Asks, Mend
+from envfabric.loop.mending import whole_again
 from envfabric.specs.policy import Policy
 from envfabric.specs.spec import Spec, read_spec
 from envfabric.specs.tree import SpecRef
@@ -141,15 +143,29 @@ class Realiser:
         self._pins = pins
         self._claims = claims
         self._known: dict[str, _Meant] = {}
+        self.asks = Asks()
+        """What orders and drift want of the next steps."""
 
     def recall(self, request: Request) -> Recalled:
         """What is known of the content, without asking uv. Raises `SpecError`, `StoreError`, `OSError`."""
+        try:
+            return self._recall(request)
+        except (SpecError, StoreError, OSError) as error:
+            kept = self._kept(request, error)
+            return Served(request, kept, self._claims.claim(kept.spec, digest_of(kept.digest)))
+
+    def _recall(self, request: Request) -> Recalled:
         self._root.require_marker()
         spec_id, tree = request.ref.id, request.ref.tree
         # Before its generations are read: the collector drops none of them until this step's outcome is known.
         with_id = self._claims.claim(spec_id)
-        if request.heal is not None and (lost := self._generations.read(spec_id, request.heal)):
-            healed = self._again(request, lost, "healed")
+        mend = self.asks.take_mend(spec_id, tree)
+        if request.heal is not None:
+            if mend is not None:
+                healed: Recalled | None = self._mended(request, mend, request.heal)
+            else:
+                lost = self._generations.read(spec_id, request.heal)
+                healed = self._again(request, lost, "healed") if lost else None
             if healed is not None:
                 return healed
         if request.ref.refused is not None:
@@ -167,6 +183,9 @@ class Realiser:
             return Suspended()
         retained = self._generations.retained(spec.id)
         same = [one for one in retained if one.inputs == spec.inputs]
+        ask = self.asks.of(spec_id, tree)
+        if ask is not None and ask.fresh and ask.error is None:
+            return self._question(request, spec, None, ask.since)
         # One whose closure is there comes before one that would have to be built again.
         for generation in sorted(same, key=lambda one: not self._closures.usable(one.digest)):
             self._check_ray(spec, generation.ray_version)
@@ -174,26 +193,53 @@ class Realiser:
             if again is not None:
                 return again
         base = self._base(request, same, retained)
+        del with_id
+        return self._question(request, spec, base, ask.since if ask else None)
+
+    def _question(self, request: Request, spec: Spec, base: bytes | None, since: float | None) -> Recalled:
         python = self._interpreters.choose(spec.python)
         key = self._resolver.key(spec, python, base)
-        known = self._resolver.known(spec, key)
-        del with_id
+        known = self._resolver.known(spec, key, since)
         if known is None:
             return Unresolved(request, spec, python, base, key)
         return self._locate(request, spec, key, known)
 
+    def _kept(self, request: Request, error: Exception) -> Generation:
+        """What goes on being served where an order failed. Raises `error` where that is not for an order to say."""
+        ask = self.asks.of(request.ref.id, request.ref.tree)
+        if ask is None or ask.keeps is None:
+            raise error
+        ask.error = ask.error or error
+        kept = self._generations.read(request.ref.id, ask.keeps)
+        if kept is None or not self._closures.usable(kept.digest):
+            raise error
+        return kept
+
     def resolve(self, unresolved: Unresolved) -> tuple[Located, float]:
         """Asks uv; gives the seconds that it took, too. Raises `SpecError`, `StoreError`, `OSError`."""
-        began = time.monotonic()
-        resolution = self._resolver.resolve(unresolved.spec, unresolved.python, unresolved.base)
-        seconds = time.monotonic() - began
-        return self._locate(unresolved.request, unresolved.spec, unresolved.key, resolution), seconds
+        began, request = time.monotonic(), unresolved.request
+        try:
+            resolution = self._resolver.resolve(unresolved.spec, unresolved.python, unresolved.base)
+            located = self._locate(request, unresolved.spec, unresolved.key, resolution)
+        except (SpecError, StoreError, OSError) as error:
+            instead = self._located(request, self._kept(request, error), "wanted")
+            if instead is None:
+                raise
+            located = instead
+        return located, time.monotonic() - began
 
     def build(self, located: Located, tell: Callable[[str], None]) -> Built | None:
         """Builds a closure; None where somebody else has by now. Raises `SpecError`, `StoreError`, `OSError`."""
         if self._closures.locate(located.digest) is not None:
             return None
-        return self._builder.build(located.recipe, tell)
+        try:
+            return self._builder.build(located.recipe, tell)
+        except (SpecError, StoreError, OSError) as error:
+            if located.purpose != "wanted":
+                raise
+            # Where an order keeps what is served, `finish` gives that.
+            self._kept(located.request, error)
+            return None
 
     def is_damaged(self, name: str) -> bool:
         """Whether a closure was found damaged since a step found it good."""
@@ -205,6 +251,14 @@ class Realiser:
 
     def finish(self, located: Located) -> Generation:
         """Writes the spec's generation over a closure that is in the store; one thread a spec at a time."""
+        try:
+            return self._write(located)
+        except (StoreError, OSError) as error:
+            if located.purpose != "wanted":
+                raise
+            return self._kept(located.request, error)
+
+    def _write(self, located: Located) -> Generation:
         self._root.require_marker()
         name = self._closures.locate(located.digest)
         if name is None:
@@ -261,7 +315,22 @@ class Realiser:
         if self._closures.usable(generation.digest):
             # What had to be healed is whole: it goes the way of all content.
             return Served(request, generation, claim, purpose == "pinned") if purpose != "healed" else None
-        content = self._generations.content(generation)
+        return self._located(request, generation, purpose)
+
+    def _mended(self, request: Request, mend: Mend, number: int) -> Located | None:
+        """A generation in whose folder a hand was, to be written anew; None where too little is left."""
+        ref, commit, files = request.ref, request.commit, request.files
+        parts = self._generations, self._closures, self._policy
+        found = whole_again(*parts, mend, number, ref, commit, files)
+        return self._located(request, found[0], "healed", found[1]) if found else None
+
+    def _located(
+        self, request: Request, generation: Generation, purpose: Purpose, content: Content | None = None
+    ) -> Located | None:
+        """A generation to be built, and written, from `content`, else its own files; None where that can't be."""
+        digest = digest_of(generation.digest)
+        claim = self._claims.claim(generation.spec, digest)
+        content = content or self._generations.content(generation)
         if content is None:
             return None
         try:

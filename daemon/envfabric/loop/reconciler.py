@@ -9,17 +9,20 @@ import math
 import queue
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 
-from envfabric.core.errors import StoreError
+from envfabric.core.errors import HeldBack, StoreError
 from envfabric.index.document import Index
 from envfabric.index.publisher import Publisher
 from envfabric.loop.board import Board
 from envfabric.loop.collecting import Collecting
+from envfabric.loop.drift import Drift
+from envfabric.loop.figures import show_figures
+from envfabric.loop.gate import Gate
 from envfabric.loop.orders import Orders
-from envfabric.loop.plan import Found, make_plan
+from envfabric.loop.plan import Found, ended_pins, make_plan
 from envfabric.loop.repair import Repair
+from envfabric.loop.trail import Trail
 from envfabric.loop.work import Work
 from envfabric.specs.repository import Repository, SourceError
 from envfabric.specs.revisions import Revision, read_revision
@@ -32,7 +35,7 @@ from envfabric.store.requests import Answer, Request
 from envfabric.store.usage import Usage
 from envfabric.store.writer import LostWriter, Writer
 from envfabric.telemetry import logs
-from envfabric.telemetry.metrics import STATES, Metrics
+from envfabric.telemetry.metrics import Metrics
 
 ROUND = 1.0
 """The longest time in seconds between two rounds: the loop's heartbeat."""
@@ -55,15 +58,20 @@ class Reconciler:
         orders: Orders,
         collecting: Collecting,
         repair: Repair,
+        gate: Gate,
+        drift: Drift,
         history: History,
+        trail: Trail,
         metrics: Metrics,
         inbox: queue.SimpleQueue[Callable[[], None]],
         *,
         interval: float,
         once: bool,
+        behind: Callable[[], str | None] = lambda: None,
     ) -> None:
         """`inbox` brings calls for the loop's thread; `left` knows the closures that were out of use;
-        `interval` is the time in seconds between two looks; with `once`, `run` ends when all is true."""
+        `interval` is the time in seconds between two looks; with `once`, `run` ends when all is true;
+        `behind` says why the repository may not be what its remote is, see loop/fetching."""
         self._repository = repository
         self._writer = writer
         self._closures = closures
@@ -74,10 +82,14 @@ class Reconciler:
         self._orders = orders
         self._collecting = collecting
         self._repair = repair
+        self._gate = gate
+        self._drift = drift
         self._history = history
+        self._trail = trail
         self._metrics = metrics
         self._interval = interval
         self._once = once
+        self._behind = behind
         self._inbox = inbox
         self._stopping = threading.Event()
         self._log = logs.get()
@@ -139,12 +151,17 @@ class Reconciler:
                 return Answer(
                     False, "nothing is published yet; start the daemon, or `envfabric run --once`, first"
                 )
-            wanted = read_revision(self._repository, published.revision).wanted
-            self.board.stand(published, wanted)
+            revision = read_revision(self._repository, published.revision)
+            self.board.stand(published, revision.wanted)
+            refused = self._gate.check_order(request.command, revision, self.board.entries)
+            if refused is not None:
+                return Answer(False, refused)
             # No look comes due: the loop would not wait at all.
             self._next_look = math.inf
             poll = self._orders.begin(request)
             while not self._stopping.is_set():
+                if self._gate.take_confirmed():
+                    self._look()
                 self._steps()
                 answer = poll()
                 if answer is not None:
@@ -158,12 +175,14 @@ class Reconciler:
     def _close(self) -> None:
         # uv first: a collection and a repair wait for theirs.
         self.work.stop()
+        self._drift.close()
         self._collecting.close()
         self._repair.close()
         self.work.close()
         with contextlib.suppress(StoreError, OSError):
             # The trail is the next writer's by now where this one was deposed.
             self._writer.check()
+            self._trail.close(self._publisher.published)
             self._history.flush()
 
     def _begin(self) -> None:
@@ -172,6 +191,7 @@ class Reconciler:
         self._usage.load()
         published = self._publisher.load()
         self._publisher.adopt_links()
+        self._trail.begin(published)
         self.board.load_retries()
         if published:
             self.board.entries = dict(published.entries)
@@ -182,11 +202,13 @@ class Reconciler:
         if time.monotonic() >= self._next_look:
             self._look()
         self._orders.take()
+        if self._gate.take_confirmed():
+            self._look()
         for spec_id in self.board.wake_retries():
             self.work.add(spec_id)
         self._steps()
         self._orders.settle()
-        self._history.flush()
+        self._trail.flush()
 
     def _steps(self) -> None:
         if self.work.start():
@@ -224,15 +246,20 @@ class Reconciler:
             self._publisher.look()
             if not self._once:
                 self._collecting.tick()
+                self._drift.tick()
             commit = self._repository.head()
             if commit is None:
                 raise SourceError("the branch has no commit any more; what was published stays")
             if commit != self.board.revision:
-                with self._metrics.reconcile_duration.time():
-                    self._adopt(commit)
+                self._follow(commit)
                 self._metrics.reconciles.inc()
+            if self._gate.clear():
+                self._publisher.want(outcome=True)
         except LostWriter:
             raise
+        except HeldBack:
+            # Told by the gate. What is in force goes on, and so do its retries, orders and repairs.
+            return
         except (SourceError, StoreError, OSError) as error:
             self._metrics.reconciles.inc()
             self._metrics.reconcile_failures.inc()
@@ -240,19 +267,59 @@ class Reconciler:
             if self._once:
                 raise
             return
+        if (why := self._behind()) is not None:
+            # What is there was made true, but whether it is the newest is not known.
+            self._metrics.reconciles.inc()
+            self._metrics.reconcile_failures.inc()
+            self._log.debug("looked behind", why=why)
+            return
         self._metrics.reconcile_last_success.set_to_current_time()
         self._log.debug("looked", commit=commit, seconds=round(time.monotonic() - began, 4))
 
-    def _adopt(self, commit: str) -> None:
-        """Makes `commit` the revision: compares it with what is served and queues the difference."""
+    def _follow(self, commit: str) -> None:
+        """Makes `commit` the revision. Raises `HeldBack` where something speaks against that."""
         began = time.monotonic()
         revision = read_revision(self._repository, commit, self._revision)
+        try:
+            self._gate.check(revision, self.board.entries, self.board.revision)
+        except HeldBack as error:
+            changed = self._gate.hold(commit, error)
+            if self.board.revision is None:
+                self._stand()
+            if changed:
+                self._publisher.want(outcome=True)
+            raise
+        self._adopt(revision)
+        self._gate.passed()
+        self._metrics.reconcile_duration.observe(time.monotonic() - began)
+
+    def _stand(self) -> None:
+        """Takes the revision that is published for the one in force, where a start finds the newest held back."""
+        published = self._publisher.published
+        if published is None or published.revision is None:
+            return
+        try:
+            revision = read_revision(self._repository, published.revision)
+            self._gate.check_signature(published.revision)
+        except (SourceError, HeldBack) as error:
+            # Nothing is built from a commit that is gone, or that the settings do not allow any more.
+            self._log.warning("what is published stays as it is", commit=published.revision, why=str(error))
+            self.board.stand(published, Wanted())
+            self.board.problems = self._gate.without_held(published.problems)
+            return
+        self._adopt(revision)
+
+    def _adopt(self, revision: Revision) -> None:
+        """Compares a revision with what is served and queues the difference."""
+        began, commit = time.monotonic(), revision.commit
         wanted, found = revision.wanted, self._found()
         plan = make_plan(commit, wanted, self.board.refs, self.board.entries, found)
         # Before the revision counts as seen: what fails here is done again with the next look.
-        for spec_id in (*plan.removed, *self._ended_pins(wanted, found)):
+        for spec_id in (*plan.removed, *ended_pins(wanted.specs, self.board.entries, found)):
             self._pins.remove(spec_id)
         self.board.adopt(commit, wanted, plan)
+        before = self._revision.commit if self._revision else None
+        self._trail.adopted(before, commit, (wanted.specs[one] for one in plan.changed))
         # Only what was adopted is a base for the next: entries and specs belong together.
         self._revision = revision
         for spec_id in plan.removed + plan.refused:
@@ -274,17 +341,9 @@ class Reconciler:
         # With changes under way the outcome is published, and not a moment before it that nobody needs.
         self._publisher.want(outcome=not plan.changed or bool(plan.lost))
 
-    def _ended_pins(self, wanted: Wanted, found: Found | None) -> list[str]:
-        """The specs whose pin ends with this revision, because their content is another than it was set for."""
-        pinned = {one: entry.tree for one, entry in self.board.entries.items() if entry.pinned}
-        if found:
-            pinned |= {one: pin.tree for one, pin in found.pins.items()}
-        trees = {one: ref.tree for one, ref in wanted.specs.items() if one in pinned}
-        return [one for one, tree in pinned.items() if trees.get(one) != tree]
-
     def _found(self) -> Found | None:
         """What a start finds on ROOT; nothing is looked for later."""
-        if self.board.revision is not None:
+        if self._revision is not None:
             return None
         waiting = () if self._once else set(self.board.retries)
         # Thousands of specs share a few closures: each is looked at once.
@@ -302,7 +361,7 @@ class Reconciler:
                     # Before it is named again: its grace period begins anew when it leaves the next time.
                     self._left.forget(name)
             board.keep_retries()
-            self._publisher.publish(board.revision, board.entries, board.problems)
+            self._publisher.publish(board.revision, board.entries, self._gate.problems(board.problems))
         except LostWriter:
             raise
         except (OSError, StoreError) as error:
@@ -324,7 +383,7 @@ class Reconciler:
     def _tell(self, before: Index | None, index: Index, began: float) -> None:
         """What follows from an index that has just replaced another."""
         self._metrics.index_last_publish.set_to_current_time()
-        self._note(before, index)
+        self._trail.published(before, index)
         for seconds in self.board.published():
             self._metrics.commit_to_publish.observe(seconds)
         self._log.info(
@@ -335,29 +394,5 @@ class Reconciler:
             seconds=round(time.monotonic() - began, 4),
         )
 
-    def _note(self, before: Index | None, index: Index) -> None:
-        """What of a publication goes into the audit trail: who serves another generation than before."""
-        old = before.entries if before else {}
-        for spec_id, entry in index.entries.items():
-            was = old.get(spec_id)
-            if entry is not was and entry.generation != (was.generation if was else None):
-                details = {"generation": entry.generation, "closure": entry.serving, "pinned": entry.pinned}
-                self._history.note(
-                    "serves", spec=spec_id, commit=entry.commit, sequence=index.sequence, **details
-                )
-        for spec_id in old.keys() - index.entries.keys():
-            self._history.note("removed", spec=spec_id, sequence=index.sequence)
-
     def _show(self) -> None:
-        totals = self._usage.totals()
-        # Thousands of specs share a few closures.
-        served = Counter(one.serving for one in self.board.entries.values() if one.serving)
-        logical = sum(times * self._usage.logical(digest) for digest, times in served.items())
-        self._metrics.store_closures.set(totals.closures)
-        self._metrics.store_inodes.set(totals.inodes)
-        self._metrics.store_physical_bytes.set(totals.physical_bytes)
-        self._metrics.store_logical_bytes.set(logical)
-        self._metrics.disk_saved_bytes.set(logical - totals.physical_bytes)
-        counts = self.board.counts()
-        for state in STATES:
-            self._metrics.specs.labels(state).set(counts[state])
+        show_figures(self._metrics, self._usage, self.board.entries)

@@ -1,19 +1,20 @@
 """The steps that are waiting and running: recall, resolve, build, finish.
 
 Each kind has slots of its own, so that a spec whose content is known waits behind no uv process; a
-question that several specs ask, and a closure that several want, is answered once. Belongs to the
-loop's thread; the steps themselves run in worker threads and come back through the loop's queue.
+question that several specs ask, and a closure that several want, is answered once. What nobody wants any
+more, because a newer commit or an order came, is ended, waiting or running. Belongs to the loop's thread; the
+steps themselves run in worker threads and come back through the loop's queue.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from envfabric.build.environment import Built
 from envfabric.build.lockfile import neutral
+from envfabric.build.scope import current
 from envfabric.core.errors import Reason, SpecError
 from envfabric.loop.board import Board
 from envfabric.loop.counting import Counting
@@ -28,6 +29,8 @@ from envfabric.loop.realise import (
     Suspended,
     Unresolved,
 )
+from envfabric.loop.runs import Runs
+from envfabric.loop.turns import Turns
 from envfabric.specs.repository import Repository, SourceError
 from envfabric.specs.tree import SpecRef
 from envfabric.store.generations import Generation
@@ -35,7 +38,6 @@ from envfabric.store.usage import Usage
 from envfabric.telemetry import logs
 from envfabric.telemetry.metrics import Metrics
 
-T = TypeVar("T")
 W = TypeVar("W", Unresolved, Located)
 
 RECALLERS = 8
@@ -61,20 +63,21 @@ class Work:
         usage: Usage,
         metrics: Metrics,
         builders: int,
+        limit: float,
         post: Callable[[Callable[[], None]], None],
     ) -> None:
-        """`builders` closures are built at a time; `post` hands a call to the loop's thread."""
+        """`builders` closures are built at a time; `limit` is the time of a resolution or build in seconds, all its
+        processes together; `post` hands a call to the loop's thread."""
         self._board = board
         self._reading = Reading(repository)
         self._realiser = realiser
         self._metrics = metrics
         self._counting = Counting(usage, metrics)
-        self._post = post
         self._log = logs.get()
-        self._todo: OrderedDict[str, None] = OrderedDict()
-        # Those who come by again after another's answer let new commits go first.
-        self._again: OrderedDict[str, None] = OrderedDict()
+        self._turns = Turns()
         self._recalling: set[str] = set()
+        # Whether a spec has turned to something else since it was last looked for what nobody wants.
+        self._may_be_void = False
         self._resolving: Lane[Waiter[Unresolved]] = Lane(2 * builders)
         self._building: Lane[Waiter[Located]] = Lane(builders)
         self._resolvable = Places(self._resolving, QUEUED, RECALLERS)
@@ -82,7 +85,7 @@ class Work:
         self._places = (self._resolvable, self._buildable)
         # By spec id: two generations of one spec are never written at once.
         self._finishing: Lane[Located] = Lane(FINISHERS)
-        self._pool = ThreadPoolExecutor(RECALLERS + 3 * builders + FINISHERS, "work")
+        self._runs = Runs(board, RECALLERS + 3 * builders + FINISHERS, limit, post)
         self.phases: dict[str, str] = {}
         """What is being done now, phase by spec id, for a progress display."""
 
@@ -91,8 +94,7 @@ class Work:
         """Whether nothing waits and nothing runs."""
         lanes = (self._resolving, self._building, self._finishing)
         return not (
-            self._todo
-            or self._again
+            self._turns
             or self._recalling
             or any(map(len, self._places))
             or any(lane.waiting or lane.running for lane in lanes)
@@ -101,12 +103,12 @@ class Work:
     def add(self, spec_id: str) -> None:
         """Has a spec's content looked into; what was to be done for earlier content is void."""
         self.forget(spec_id)
-        self._todo[spec_id] = None
+        self._turns.add(spec_id, tried=self._board.failed_before(spec_id))
 
     def forget(self, spec_id: str) -> None:
-        """The spec is gone; the outcome of a step that is running will be dropped."""
-        self._todo.pop(spec_id, None)
-        self._again.pop(spec_id, None)
+        """The spec is gone; a step that is running for nobody else is ended with the next `start`."""
+        self._may_be_void = True
+        self._turns.discard(spec_id)
         for places in self._places:
             places.leave(spec_id)
         self._counting.forget(spec_id)
@@ -114,8 +116,7 @@ class Work:
     def has(self, spec_id: str) -> bool:
         """Whether anything is yet to be done for a spec, or is done now."""
         return (
-            spec_id in self._todo
-            or spec_id in self._again
+            spec_id in self._turns
             or spec_id in self._recalling
             or any(spec_id in places for places in self._places)
             or self._finishing.knows(spec_id)
@@ -124,7 +125,8 @@ class Work:
         )
 
     def start(self) -> bool:
-        """Starts as many steps as there are free slots; whether a build was among them."""
+        """Ends what nobody wants, and starts as many steps as there are free slots; whether a build was among them."""
+        self._end_void()
         for key, unresolved in self._resolving.start():
             self._resolve(key, unresolved)
         before = self._building.waiting
@@ -135,10 +137,21 @@ class Work:
         begun = self._building.waiting < before
         # Only now: what has begun has made room.
         self._start_recalls()
-        specs = len(self._todo) + len(self._again) + sum(map(len, self._places))
+        specs = len(self._turns) + sum(map(len, self._places))
         self._metrics.builds_in_progress.set(self._building.running)
         self._metrics.build_queue_length.set(specs + self._resolving.waiting + self._building.waiting)
         return begun
+
+    def _end_void(self) -> None:
+        """What nobody asks for any more leaves the queue, or is ended; its slot is free once its thread has heard."""
+        if not self._may_be_void:
+            return
+        self._may_be_void = False
+        for lane in (self._resolving, self._building):
+            lane.drop(lambda waiters: not self._asking(waiters))
+            for key, waiters in lane.runs():
+                if not self._asking(waiters) and self._runs.end(key):
+                    self._log.info("superseded", spec=waiters[0].ref.id, key=key)
 
     def _start_recalls(self) -> None:
         for places in self._places:
@@ -148,15 +161,14 @@ class Work:
             spec_id = next((one for one in self._in_order() if one not in self._recalling), None)
             if spec_id is None:
                 break
-            self._todo.pop(spec_id, None)
-            self._again.pop(spec_id, None)
+            self._turns.discard(spec_id)
             self._recall(spec_id)
-        if not (self._todo or self._again or any(map(len, self._places))):
+        if not (self._turns or any(map(len, self._places))):
             self._reading.forget()
 
     def _in_order(self) -> Iterator[str]:
         """The specs that are to be looked into. Those who are called to a place come first: they are few."""
-        return chain(*(places.called() for places in self._places), self._todo, self._again)
+        return chain(*(places.called() for places in self._places), self._turns)
 
     def stop(self) -> None:
         """Ends what runs."""
@@ -165,7 +177,7 @@ class Work:
     def close(self) -> None:
         """Ends what runs and waits for it."""
         self.stop()
-        self._pool.shutdown(cancel_futures=True)
+        self._runs.close()
 
     # Recall: read the spec, and find what is known of its content.
 
@@ -181,7 +193,7 @@ class Work:
             self._board.fail(spec_id, error)
             return
         self._recalling.add(spec_id)
-        self._submit(partial(self._realiser.recall, request), partial(self._recalled, request), [ref])
+        self._runs.submit(partial(self._realiser.recall, request), partial(self._recalled, request), [ref])
 
     def _upcoming(self) -> Iterator[SpecRef]:
         """The specs whose turn comes next."""
@@ -201,7 +213,7 @@ class Work:
 
     def _take_up(self, request: Request, future: Future[Recalled]) -> None:
         ref = request.ref
-        if not self._board.wants(ref) or ref.id in self._todo:
+        if not self._board.wants(ref) or ref.id in self._turns:
             # An order came since: it is looked into anew.
             return
         result = future.result()
@@ -218,8 +230,9 @@ class Work:
         elif isinstance(result, Unresolved):
             self._board.hold(ref.id, pinned=False)
             asked = self._resolving.knows(result.key)
-            if self._resolvable.take(ref.id, result.key):
-                self._resolving.add(result.key, Waiter(ref, None if asked else result))
+            tried = self._board.failed_before(ref.id)
+            if self._resolvable.take(ref.id, result.key, tried=tried):
+                self._resolving.add(result.key, Waiter(ref, None if asked else result), tried=tried)
         else:
             if result.purpose != "healed":
                 self._board.hold(ref.id, pinned=result.purpose == "pinned")
@@ -228,13 +241,14 @@ class Work:
     def _located(self, located: Located) -> None:
         ref = located.request.ref
         wanted = self._building.knows(located.digest)
+        tried = self._board.failed_before(ref.id)
         self._counting.request(ref, hit=located.built)
         if located.built:
             self._finishing.add(ref.id, located)
-        elif self._buildable.take(ref.id, located.digest):
+        elif self._buildable.take(ref.id, located.digest, tried=tried):
             lock = neutral(located.recipe.lock)
             waiter = Waiter(ref, None if wanted else located, lock, located.purpose)
-            self._building.add(located.digest, waiter)
+            self._building.add(located.digest, waiter, tried=tried)
 
     # Resolve: ask uv, once for all who ask the same.
 
@@ -242,14 +256,17 @@ class Work:
         work = self._first(self._resolving, key, waiters)
         if work is not None:
             self.phases[work.spec.id] = "resolve"
-            self._submit(
-                partial(self._realiser.resolve, work), partial(self._resolved, key, work), [work.request.ref]
-            )
+            resolve, done = partial(self._realiser.resolve, work), partial(self._resolved, key, work)
+            self._runs.submit_bounded(key, f"resolving {work.spec.id}", resolve, done, [work.request.ref])
 
     def _resolved(self, key: str, work: Unresolved, future: Future[tuple[Located, float]]) -> None:
         self.phases.pop(work.spec.id, None)
         error = future.exception()
-        for other in self._resolving.end(key)[1:]:
+        waiters = self._resolving.end(key)
+        if not self._runs.take(key, future):
+            self._ask_again(waiters)
+            return
+        for other in waiters[1:]:
             self._answer(other.ref, work.spec.id, error)
         if self._board.asks(work.request.ref, "wanted"):
             located, seconds = future.result()
@@ -261,7 +278,7 @@ class Work:
         if not self._board.asks(ref, "wanted"):
             return
         if error is None or (isinstance(error, SpecError) and error.reason in _ASKERS_OWN):
-            self._add_again(ref.id)
+            self._turns.add_again(ref.id)
         elif isinstance(error, SpecError):
             told = SpecError(error.reason, error.message.replace(asker, ref.id), error.output)
             self._board.fail(ref.id, told)
@@ -279,15 +296,22 @@ class Work:
             if one.purpose != "healed":
                 self._board.building(one.ref.id)
         self._log.info("build", spec=work.id, commit=work.request.commit, digest=digest)
-        tell = partial(self.phases.__setitem__, work.id)
-        self._submit(
-            partial(self._realiser.build, work, tell), partial(self._built, digest, work), [work.request.ref]
-        )
+
+        def tell(phase: str) -> None:
+            # A phase may take long without any process that would be ended.
+            current().check()
+            self.phases[work.id] = phase
+
+        build, done = partial(self._realiser.build, work, tell), partial(self._built, digest, work)
+        self._runs.submit_bounded(digest, f"building {work.id}", build, done, [work.request.ref])
 
     def _built(self, digest: str, work: Located, future: Future[Built | None]) -> None:
         self.phases.pop(work.id, None)
-        first, *others = self._building.end(digest)
+        first, *others = waiters = self._building.end(digest)
         error = future.exception()
+        if not self._runs.take(digest, future):
+            self._ask_again(waiters)
+            return
         if error is None:
             self._counting.build(work, future.result())
         for other in others:
@@ -297,7 +321,7 @@ class Work:
                 self._fail(other, error, digest)
             else:
                 # It is there now; or its own lock may name other places for the same wheels.
-                self._add_again(other.ref.id)
+                self._turns.add_again(other.ref.id)
         if not self._board.asks(first.ref, first.purpose):
             return
         if error is None:
@@ -311,7 +335,7 @@ class Work:
         if waiter.purpose == "healed" and self._board.entries[spec_id].state == "pending":
             # What was served can't be made again now; the committed content may well be.
             self._board.heal.pop(spec_id, None)
-            self._add_again(spec_id)
+            self._turns.add_again(spec_id)
         else:
             self._board.fail(spec_id, error, digest)
 
@@ -323,7 +347,7 @@ class Work:
             self._finishing.end(spec_id)
             return
         waiting[:] = [newest]
-        self._submit(
+        self._runs.submit(
             partial(self._realiser.finish, newest), partial(self._finished, newest), [newest.request.ref]
         )
 
@@ -340,50 +364,37 @@ class Work:
             self._board.healed(ref.id, generation)
             if self._board.entries[ref.id].state in {"pending", "building"}:
                 # What it served is there again; now for what it asks for.
-                self._add_again(ref.id)
+                self._turns.add_again(ref.id)
         else:
             self._serve(ref.id, generation, pinned=located.purpose == "pinned")
 
     def _serve(self, spec_id: str, generation: Generation, *, pinned: bool) -> None:
         if self._realiser.is_damaged(generation.digest):
             # Found damaged while this step was under way: it is built again.
-            self._add_again(spec_id)
+            self._turns.add_again(spec_id)
             return
         self._counting.closure(generation.digest)
         self._board.serve(spec_id, generation, pinned=pinned)
 
     def _first(self, lane: Lane[Waiter[W]], key: str, waiters: list[Waiter[W]]) -> W | None:
         """What the key's first waiter brought; without one that is still wanted the key does not run."""
-        waiters[:] = [one for one in waiters if self._board.asks(one.ref, one.purpose)]
+        waiters[:] = self._asking(waiters)
         if waiters and waiters[0].work is not None:
             return waiters[0].work
         for one in lane.end(key):
-            self._add_again(one.ref.id)
+            self._turns.add_again(one.ref.id)
         return None
+
+    def _ask_again(self, waiters: Iterable[Waiter[Any]]) -> None:
+        """Their run was ended when nobody asked: whoever came in the moment until it was over begins anew."""
+        for one in self._asking(waiters):
+            self._turns.add_again(one.ref.id)
+
+    def _asking(self, waiters: Iterable[Waiter[Any]]) -> list[Waiter[Any]]:
+        return [one for one in waiters if self._board.asks(one.ref, one.purpose)]
 
     def _asks(self, located: Located) -> bool:
         return self._board.asks(located.request.ref, located.purpose)
 
     def _asked(self, waiter: Waiter[W], spec_id: str) -> bool:
         return waiter.ref.id == spec_id and self._board.asks(waiter.ref, waiter.purpose)
-
-    def _add_again(self, spec_id: str) -> None:
-        if spec_id not in self._todo:
-            self._again[spec_id] = None
-
-    def _submit(
-        self, work: Callable[[], T], done: Callable[[Future[T]], None], refs: Iterable[SpecRef]
-    ) -> None:
-        """Runs `work` in a thread and then `done` in the loop's; what goes wrong is the fault of `refs`."""
-
-        def guarded(ended: Future[T]) -> None:
-            try:
-                done(ended)
-            except Exception as error:
-                # One spec's trouble must not end the loop.
-                for ref in refs:
-                    if self._board.wants(ref):
-                        self._board.fail(ref.id, error)
-
-        future = self._pool.submit(work)
-        future.add_done_callback(lambda ended: self._post(partial(guarded, ended)))

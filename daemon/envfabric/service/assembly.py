@@ -2,6 +2,7 @@
 
 import queue
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from packaging.utils import canonicalize_name
 
@@ -12,16 +13,21 @@ from envfabric.build.interpreters import Interpreters
 from envfabric.build.resolve import Resolver
 from envfabric.build.uv import Uv
 from envfabric.index.publisher import Publisher
+from envfabric.loop.again import Again
 from envfabric.loop.board import Board
 from envfabric.loop.collecting import Collecting, Schedule
+from envfabric.loop.drift import Drift
+from envfabric.loop.gate import Gate, Limits
 from envfabric.loop.orders import Orders
 from envfabric.loop.realise import Ray, Realiser
 from envfabric.loop.reconciler import Reconciler
 from envfabric.loop.repair import Repair
+from envfabric.loop.trail import Trail
 from envfabric.loop.work import Work
 from envfabric.service.settings import Settings
 from envfabric.specs.policy import Policy
 from envfabric.specs.repository import Repository
+from envfabric.specs.signatures import Signatures
 from envfabric.store.bytecode import Bytecode
 from envfabric.store.claims import Claims
 from envfabric.store.closures import Closures
@@ -52,8 +58,14 @@ def assemble(
     metrics: Metrics,
     *,
     once: bool,
+    adopt: bool = False,
+    behind: Callable[[], str | None] = lambda: None,
 ) -> tuple[Reconciler, Publisher]:
-    """The loop for one turn as the writer, and what publishes for it."""
+    """The loop for one turn as the writer, and what publishes for it.
+
+    `adopt`: the first revision may remove what it removes, see loop/gate; `behind` says why the repository may not be
+    the newest, see loop/fetching.
+    """
     inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
     closures, claims = Closures(root, files), Claims()
     generations, pins = Generations(root, files), Pins(root, files)
@@ -67,14 +79,23 @@ def assemble(
         policy_of(settings),
         Ray(settings.ray.version),
         Interpreters(root, files, uv, settings.python, tuple(settings.pythons)),
-        Resolver(root, files, uv, closures.staging, settings.resolution_max_age),
+        Resolver(
+            root,
+            files,
+            uv,
+            closures.staging,
+            settings.resolution_max_age,
+            policy_of(settings),
+            settings.exclude_newer,
+        ),
         builder,
         closures,
         generations,
         pins,
         claims,
     )
-    work = Work(board, repository, realiser, usage, metrics, settings.builders, inbox.put)
+    bounds = settings.builders, settings.build_timeout
+    work = Work(board, repository, realiser, usage, metrics, *bounds, inbox.put)
 
     def serving() -> Served | None:
         published = publisher.published
@@ -90,7 +111,7 @@ def assemble(
         collecting.still_writing()
         writer.check()
 
-    def prune(hurry: bool) -> cache.Evicted:
+    def prune_cache(hurry: bool) -> cache.Evicted:
         # What left the store an hour ago may come back with the next commit; at low space it has to go.
         age = _FRESH if hurry else max(_FRESH, settings.gc.grace)
         try:
@@ -113,9 +134,15 @@ def assemble(
 
     retention = retention_of(settings, root, files, closures, generations, pins, serving)
     collector = Collector(retention, claims, check)
-    schedule = Schedule(settings.gc.interval, settings.gc.min_free, prune)
+    schedule = Schedule(settings.gc.interval, settings.gc.min_free, prune_cache)
     collecting = Collecting(root, collector, usage, metrics, history, schedule, inbox.put)
     repair = Repair(root, board, work, closures, generations, history, forget, writer.check, inbox.put)
+    signed, prune = settings.signatures, settings.prune
+    signatures = Signatures(signed.required, signed.allowed_signers, signed.gnupg_home)
+    limits = Limits(prune.share, prune.count, prune.confirmed)
+    gate = Gate(root, repository, partial(signatures.check, repository), limits, metrics, adopt=adopt)
+    again = Again(board, work, realiser.asks, generations, claims)
+    drift = Drift(root, board, work, realiser, publisher, closures, generations, repair, inbox.put)
     orders = Orders(
         board,
         work,
@@ -125,6 +152,8 @@ def assemble(
         pins,
         collecting,
         repair,
+        again,
+        gate,
         claims,
         Inbox(root, files, writer.check),
         history,
@@ -142,11 +171,15 @@ def assemble(
         orders,
         collecting,
         repair,
+        gate,
+        drift,
         history,
+        Trail(history, repository, generations),
         metrics,
         inbox,
         interval=settings.interval,
         once=once,
+        behind=behind,
     )
     return reconciler, publisher
 

@@ -1,7 +1,8 @@
 """Runs the loop as a process: one turn after another as the writer of ROOT, and standing by in between.
 
 The order of a start: settings, repository, ROOT, port, then the writer's lock. Everything before the
-lock is wrong usage (exit code 2); without the lock the daemon stands by and takes over.
+lock is wrong usage (exit code 2); without the lock the daemon stands by and takes over. A remote that
+is away is no wrong usage: until its first fetch the daemon stands by as well.
 """
 
 import contextlib
@@ -12,12 +13,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
 from envfabric.build.uv import Uv
-from envfabric.core.errors import ConfigError, StoreError
+from envfabric.core.errors import ConfigError, StoreError, hide
 from envfabric.index.document import Index, from_json
 from envfabric.index.publisher import Publisher
 from envfabric.loop.reconciler import Reconciler
@@ -27,7 +27,9 @@ from envfabric.service.credentials import take_credentials
 from envfabric.service.http import HttpServer, Shown
 from envfabric.service.notify import Notifier
 from envfabric.service.settings import Settings, address
+from envfabric.service.source import Source
 from envfabric.specs.repository import Repository, SourceError
+from envfabric.specs.signatures import Signatures
 from envfabric.store.files import Files
 from envfabric.store.leases import Leases
 from envfabric.store.prepare import check_source, claim_source
@@ -62,16 +64,26 @@ class Daemon:
         self._reconciler: Reconciler | None = None
         self._publisher: Publisher | None = None
         self._stood_by = False
+        self._told_waiting = ""
         self._seen: Index | None = None
         self._seen_at = 0
         self.root = open_root(_required(settings.root, "root", "the NAS folder"))
         self._credentials = take_credentials()
-        self.repository = Repository(
-            Path(_required(settings.repo, "repo", "the spec repository")), settings.branch, settings.path
-        )
-        self._check_source()
+        told = settings.signatures
+        # A list that is not there is told at the start, not when the first commit comes.
+        Signatures(told.required, told.allowed_signers, told.gnupg_home)
         self.metrics = Metrics()
+        self._source = Source(settings, self._credentials.git, self.metrics, self._look_soon)
+        self._check_start()
         self.metrics.describe(importlib.metadata.version("environment-fabric"), self._uv().version())
+
+    @property
+    def repository(self) -> Repository:
+        """The repository that is read: the remote's mirror where it is a remote one.
+
+        Raises `SourceError` while there is no mirror.
+        """
+        return self._source.repository
 
     @property
     def reconciler(self) -> Reconciler | None:
@@ -82,8 +94,22 @@ class Daemon:
         """Ends the daemon soon; safe in a signal handler."""
         self._stopping = True
         self._wake.put(None)
+        self._source.stop()
         if self._reconciler is not None:
             self._reconciler.stop()
+
+    def reconcile(self, *_: int | FrameType | None) -> None:
+        """Asks for a fetch and a look now; safe in a signal handler and in any thread."""
+        self._source.soon()
+        if self._reconciler is not None:
+            self._reconciler.look_soon()
+
+    def _look_soon(self) -> None:
+        reconciler = self._reconciler
+        if reconciler is not None:
+            reconciler.look_soon()
+        else:
+            self._wake.put(None)
 
     def run(self, on_start: Callable[[str], None], on_round: Callable[[], None] = lambda: None) -> None:
         """Serves until `stop`. `on_start` hears the HTTP server's URL.
@@ -92,8 +118,12 @@ class Daemon:
         the next turn. Raises `ConfigError`, and what the first try of the lock raises.
         """
         host, port = address(self._settings.listen)
-        shown = Shown(self.root, self.metrics, self._published, self._heartbeat)
-        with HttpServer(host, port, shown) as server, self._signals():
+        secret = self._settings.reconcile_token
+        token = secret.get_secret_value() if secret else None
+        hide(token or "")
+        self._source.prepare()
+        shown = Shown(self.root, self.metrics, self._published, self._heartbeat, self.reconcile, token)
+        with HttpServer(host, port, shown) as server, self._signals(reload=True), self._source.followed():
             on_start(server.url)
             first = True
 
@@ -104,6 +134,11 @@ class Daemon:
                 on_round()
 
             while not self._stopping:
+                if (why := self._nothing_to_read()) is not None:
+                    self._wait_for_the_source(why)
+                    first = False
+                    continue
+                self._told_waiting = ""
                 try:
                     # Ready means: the settings hold and the lock was tried. A standby is ready, too.
                     with self._as_writer(wait=True, first=first) as writer:
@@ -112,7 +147,7 @@ class Daemon:
                             self._loop(writer, once=False, on_round=each_round)
                 except (ConfigError, SourceError, StoreError, OSError) as error:
                     # What is wrong at a start is told by the exit code; later the daemon waits for it to pass.
-                    if first:
+                    if first and not (isinstance(error, SourceError) and self._source.remote):
                         raise
                     self._log.error("turn as the writer ended", error=str(error))
                     self._notifier.tell(f"STATUS=standing by: {error}")
@@ -127,7 +162,14 @@ class Daemon:
         `SourceError`, `StoreError` and `OSError`.
         """
         with self._signals(), self._as_writer(wait=False) as writer:
-            index = self._loop(writer, once=True, on_round=on_round) if writer else None
+            try:
+                self._source.fetch()
+            except SourceError:
+                if not self._stopping:
+                    raise
+            index = (
+                self._loop(writer, once=True, on_round=on_round) if writer and not self._stopping else None
+            )
         return None if self._stopping else index
 
     def carry_out(
@@ -144,6 +186,8 @@ class Daemon:
         # The lock first: while another holds it Ctrl-C ends the command, as anywhere.
         with Writer(self.root, self._files).acquire() as writer, self._signals():
             before()
+            if not self._source.present:
+                self._source.fetch()
             with self._turn(writer, once=True) as reconciler:
                 return reconciler.carry_out(Request("", command, arguments, who()), on_round)
 
@@ -171,9 +215,20 @@ class Daemon:
         claim_source(root, files, roots, self.repository.spec_path, self._adopt)
         Leases(root, files).use(self._settings.leases)
         parts = assemble(
-            self._settings, root, files, self.repository, writer, self._uv(), self.metrics, once=once
+            self._settings,
+            root,
+            files,
+            self.repository,
+            writer,
+            self._uv(),
+            self.metrics,
+            once=once,
+            adopt=self._adopt,
+            behind=self._source.behind,
         )
         self._reconciler, self._publisher = parts
+        # The operator's word was for this turn: a later one finds ROOT handed over, or someone else's.
+        self._adopt = False
         if self._stopping:
             self._reconciler.stop()
         try:
@@ -224,23 +279,60 @@ class Daemon:
             self.metrics.writer.set(0)
             writer.release()
 
-    def _pause(self) -> None:
+    def _pause(self, seconds: float = STANDBY_INTERVAL) -> None:
         with contextlib.suppress(queue.Empty):
-            self._wake.get(timeout=STANDBY_INTERVAL)
+            self._wake.get(timeout=seconds)
+
+    def _nothing_to_read(self) -> str | None:
+        """Why a turn as the writer can't begin yet, where the source is a remote one; asked before ROOT is held."""
+        if not self._source.present:
+            return "waiting for the first fetch of the spec repository"
+        if self._source.remote:
+            try:
+                self._check_source()
+            except (SourceError, ConfigError, StoreError, OSError) as error:
+                return str(error)
+        return None
+
+    def _wait_for_the_source(self, why: str) -> None:
+        """One moment of standing by for a remote; a fetch ends it."""
+        if why != self._told_waiting:
+            self._told_waiting = why
+            self._log.warning("standby", reason=why)
+            self._notifier.tell("READY=1", f"STATUS=standing by: {why}")
+        # What was read and does not do is asked for less often than what is not there: it costs git some work.
+        self._pause(self._settings.interval if self._source.present else STANDBY_INTERVAL)
+        self._standby_look()
+
+    def _check_start(self) -> None:
+        """What is wrong with the source and ends a start. Raises `ConfigError`.
+
+        Of a remote's mirror only that it is another's: what can't be read of it is what the next fetch mends.
+        """
+        if not self._source.present:
+            return
+        try:
+            self._check_source()
+        except SourceError as error:
+            if not self._source.remote:
+                raise ConfigError(str(error)) from error
 
     def _check_source(self) -> str:
-        """The commit to begin with. Raises `ConfigError` where there is none, or no such folder in it."""
-        try:
-            commit = self.repository.head()
-            if commit is None:
-                branch = self.repository.branch
-                what = f"no branch {branch!r} with a commit" if branch else "no commit yet"
-                raise ConfigError(f"{self.repository.path} has {what}; commit a spec first.")
-            self.repository.check_spec_path(commit)
-            if not self._adopt:
-                check_source(self.root, self.repository.root_commits(commit), self.repository.spec_path)
-        except SourceError as error:
-            raise ConfigError(str(error)) from error
+        """The commit to begin with.
+
+        Raises `ConfigError` where a local repository has none, or ROOT serves another one, and `SourceError`.
+        """
+        repository = self.repository
+        commit = repository.head()
+        if commit is None:
+            if self._source.remote:
+                raise SourceError(f"the mirror {repository.path} has no commit")
+            branch = repository.branch
+            what = f"no branch {branch!r} with a commit" if branch else "no commit yet"
+            raise ConfigError(f"{repository.path} has {what}; commit a spec first.")
+        repository.check_spec_path(commit)
+        if not self._adopt:
+            check_source(self.root, repository.root_commits(commit), repository.spec_path)
         return commit
 
     def _published(self) -> Index | None:
@@ -260,11 +352,14 @@ class Daemon:
         return self._reconciler.heartbeat if self._reconciler else time.monotonic()
 
     @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
+    def _signals(self, *, reload: bool = False) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        old = {number: signal.signal(number, self.stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {signal.SIGINT: self.stop, signal.SIGTERM: self.stop}
+        if reload:
+            handlers[signal.SIGHUP] = self.reconcile
+        old = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:

@@ -1,12 +1,17 @@
-"""HTTP on loopback: metrics, health, the index and a page. Answers from memory, never from the NAS."""
+"""HTTP on loopback: metrics, health, the index and a page. Answers from memory, never from the NAS.
 
+Nothing can be changed here; the one thing that may be asked for is a look at the specs.
+"""
+
+import hmac
 import html
+import ipaddress
 import socket
 import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -19,6 +24,8 @@ from envfabric.index.document import Index, to_json
 from envfabric.store.root import Root
 from envfabric.telemetry.metrics import Metrics
 
+_MOST_BODY = 32 * 1024 * 1024
+"""Bytes of a request's body that are read, to be thrown away: a push event of a git host has up to 25 MB."""
 LOOP_BOUND = 60.0
 """Seconds without a round after which the loop no longer counts as alive."""
 
@@ -31,6 +38,10 @@ class Shown:
     metrics: Metrics
     index: Callable[[], Index | None]
     heartbeat: Callable[[], float]
+    reconcile: Callable[[], None] = lambda: None
+    """Asks for a fetch and a look at the specs, and returns at once."""
+    token: str | None = field(default=None, repr=False)
+    """What a request for that has to carry; without one it is taken from this host only."""
 
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
@@ -94,11 +105,36 @@ class HttpServer:
 
     def _answer(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         method = environ.get("REQUEST_METHOD")
+        if environ.get("PATH_INFO") == "/reconcile":
+            if method != "POST":
+                return _reply(start, "405 Method Not Allowed", "only POST\n", allow="POST")
+            return self._reconcile(environ, start)
         if method == "HEAD":
             return self._head(environ, start)
         if method != "GET":
-            return _reply(start, "405 Method Not Allowed", "only GET\n")
+            return _reply(start, "405 Method Not Allowed", "only GET\n", allow="GET, HEAD")
         return self._get(environ, start)
+
+    def _reconcile(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        """Asks for a look, where the one who asks may do so."""
+        if environ.get("HTTP_ORIGIN"):
+            # A page in the browser of somebody on this host; a webhook and curl send none.
+            return _reply(start, "403 Forbidden", "not from a browser's page\n")
+        if self._shown.token is not None:
+            # From everybody: through a proxy the whole world comes from loopback.
+            given = environ.get("HTTP_AUTHORIZATION", "").encode("latin-1", "replace")
+            wanted = b"Bearer " + self._shown.token.encode()
+            if not hmac.compare_digest(given, wanted):
+                return _reply(
+                    start, "401 Unauthorized", "Authorization: Bearer <reconcile_token> is needed\n"
+                )
+        elif not is_near(environ):
+            return _reply(
+                start, "403 Forbidden", "only from this host, unless reconcile_token is set in the settings\n"
+            )
+        _drop_body(environ)
+        self._shown.reconcile()
+        return _reply(start, "202 Accepted", "a fetch and a look are under way\n")
 
     def _head(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         """GET's status and headers, with the length of what it would send, and nothing after them."""
@@ -136,13 +172,40 @@ class HttpServer:
         return _reply(start, "404 Not Found", "not here\n")
 
 
+def is_near(environ: WSGIEnvironment) -> bool:
+    """Whether a request was made on this host, and not handed on by a proxy on it."""
+    if environ.get("HTTP_X_FORWARDED_FOR") or environ.get("HTTP_FORWARDED"):
+        return False
+    try:
+        peer = ipaddress.ip_address(environ.get("REMOTE_ADDR", "").partition("%")[0])
+    except ValueError:
+        return False
+    return (getattr(peer, "ipv4_mapped", None) or peer).is_loopback
+
+
+def _drop_body(environ: WSGIEnvironment) -> None:
+    """Reads what came with a request: a connection that is closed over unread bytes loses the answer, too."""
+    try:
+        left = min(int(environ.get("CONTENT_LENGTH") or 0), _MOST_BODY)
+    except ValueError:
+        return
+    while left > 0 and (part := environ["wsgi.input"].read(min(left, 1 << 16))):
+        left -= len(part)
+
+
 def _reply(
-    start: StartResponse, status: str, body: str | bytes, kind: str = "text/plain; charset=utf-8"
+    start: StartResponse,
+    status: str,
+    body: str | bytes,
+    kind: str = "text/plain; charset=utf-8",
+    allow: str | None = None,
 ) -> list[bytes]:
     data = body.encode() if isinstance(body, str) else body
     start(
         status,
         [
+            *([("Allow", allow)] if allow else []),
+            *([("WWW-Authenticate", "Bearer")] if status.startswith("401") else []),
             ("Content-Type", kind),
             ("Content-Length", str(len(data))),
             ("Cache-Control", "no-store"),

@@ -22,6 +22,7 @@ from pydantic_settings import (
 
 from envfabric.client.index import find_config
 from envfabric.core.errors import ConfigError, redact
+from envfabric.specs.addresses import parse_address
 from envfabric.specs.policy import UV_KEYS
 from envfabric.specs.table import nearest
 
@@ -32,6 +33,12 @@ _OTHER_VARIABLES = {"CONFIG"}
 def _host_and_port(text: str) -> str:
     if not re.fullmatch(r"(?:[^:\s]+|\[[^\]\s]+\]):\d{1,5}", text):
         raise ValueError("must be HOST:PORT, such as 127.0.0.1:9466")
+    return text
+
+
+def _address(text: str) -> str:
+    # One that can't be read would allow nothing, without a word.
+    parse_address(text, git=text.startswith(("git+", "ssh:")))
     return text
 
 
@@ -65,7 +72,7 @@ class PolicySettings(BaseModel):
     """Package indexes, besides the default one, that a spec's [[tool.uv.index]] may name."""
     uv_keys: list[str] = Field(default_factory=lambda: sorted(UV_KEYS))
     """The keys of [tool.uv] that a spec may have."""
-    sources: list[str] = Field(default_factory=list)
+    sources: list[Annotated[str, AfterValidator(_address)]] = Field(default_factory=list)
     """How the address of a git or URL source must begin, such as https://wheels.example/team/; none by default."""
     build_from_source: list[str] = Field(default_factory=list)
     """Names of packages whose source distributions may be built, which runs their code; none by default."""
@@ -159,7 +166,7 @@ class Settings(BaseSettings):
     bytecode: bool = True
     """Whether environments get compiled bytecode, each source compiled once for all of them."""
     build_timeout: Annotated[float, Field(gt=0)] = 1800.0
-    """Seconds after which a uv process is ended."""
+    """Seconds after which a resolution or build is ended, with all its processes."""
     index: str | None = None
     """The default package index where the daemon resolves; uv's own by default."""
     exclude_newer: Annotated[str, AfterValidator(_moment)] | None = None

@@ -1,7 +1,8 @@
 """What a spec may ask of uv: the Trust section of the design, applied before uv sees a file.
 
 uv runs build backends while locking, follows paths and reads other hosts when a pyproject.toml
-says so. Whatever could do that and is not allowed here is refused by reading it.
+says so. Whatever could do that and is not allowed here is refused by reading it. Pure; a committed lock is held
+against the same policy by build/.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,9 +11,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 
 from envfabric.core.errors import Reason, SpecError
 from envfabric.core.ids import shown
+from envfabric.specs.addresses import check_subdirectory, is_listed, parse_address
+from envfabric.specs.markers import Tally, check_forks, check_marker
 
 UV_KEYS = frozenset(
     {
@@ -46,7 +50,12 @@ _REQUIREMENT_KEYS = (
     "dev-dependencies",
     "override-dependencies",
 )
-_SOURCE_KEYS = frozenset({"index", "marker", "extra", "group"})
+_SOURCE_KEYS = {
+    "index": frozenset({"index"}),
+    "url": frozenset({"url", "subdirectory"}),
+    "git": frozenset({"git", "rev", "tag", "branch", "subdirectory"}),
+}
+_ANY_SOURCE = frozenset({"marker", "extra", "group"})
 _INDEX_KEYS = frozenset({"name", "url", "default", "explicit", "format", "exclude-newer", "cache-control"})
 
 
@@ -72,38 +81,46 @@ class Policy:
     """Seconds that a release has to be old before it is taken."""
 
 
-def check_requirements(texts: Iterable[Any], where: str) -> list[Requirement]:
-    """The parsed requirements. Raises `SpecError` for a broken one, or one that names a URL or path."""
+def check_requirements(texts: Iterable[Any], where: str, policy: Policy, tally: Tally) -> list[Requirement]:
+    """The parsed requirements. Raises `SpecError` for one that is broken, or from where the policy allows none."""
     found = []
     for text in texts:
         if not isinstance(text, str):
             raise SpecError(Reason.INVALID_SPEC, f"{where}: {shown(repr(text))} must be a string")
+        tally.text(text, where)
         try:
             requirement = Requirement(text)
-        except InvalidRequirement as error:
-            reason = str(error).splitlines()[0]
+        except (InvalidRequirement, RecursionError) as error:
+            reason = (str(error).splitlines() or ["it can't be read"])[0]
             raise SpecError(
                 Reason.INVALID_SPEC, f"{where}: {shown(text)!r} is no requirement: {shown(reason)}"
             ) from None
         if requirement.url is not None:
-            raise SpecError(
-                Reason.POLICY,
-                f"{where}: {requirement.name!r} comes from a URL or path; only releases from an index are "
-                "allowed. Publish it to an index and require a version.",
-            )
+            _check_address(requirement.name, requirement.url, where, policy)
+        if requirement.marker is not None:
+            tally.marker(requirement.marker, where)
         found.append(requirement)
     return found
 
 
-def check_uv_table(table: Mapping[str, Any], policy: Policy) -> None:
+def check_uv_table(table: Mapping[str, Any], policy: Policy, tally: Tally) -> None:
     """Refuses what `[tool.uv]` may not say. Raises `SpecError`."""
     for key in sorted(table):
-        if key not in UV_KEYS:
+        if key not in policy.uv_keys:
             raise SpecError(
-                Reason.POLICY, f"tool.uv.{key} is not allowed in a spec; remove it. {_allowed(UV_KEYS)}"
+                Reason.POLICY,
+                f"tool.uv.{shown(key, 60)} is not allowed in a spec; remove it, or have it added to policy.uv_keys in "
+                f"the daemon's settings. {_allowed(policy.uv_keys)}",
             )
     for key in _REQUIREMENT_KEYS:
-        check_requirements(_list(table.get(key, []), f"tool.uv.{key}"), f"tool.uv.{key}")
+        check_requirements(_list(table.get(key, []), f"tool.uv.{key}"), f"tool.uv.{key}", policy, tally)
+    check_forks(table, tally)
+    if policy.cooldown and "exclude-newer-package" in table:
+        raise SpecError(
+            Reason.POLICY,
+            "tool.uv.exclude-newer-package could let a release through that is younger than the cooldown of this "
+            "fabric (policy.cooldown); remove it.",
+        )
     for index in _list(table.get("index", []), "tool.uv.index"):
         _check_index(index, policy)
     sources = table.get("sources", {})
@@ -111,7 +128,7 @@ def check_uv_table(table: Mapping[str, Any], policy: Policy) -> None:
         raise SpecError(Reason.INVALID_SPEC, "tool.uv.sources must be a table")
     for name, source in sources.items():
         for one in source if isinstance(source, list) else [source]:
-            _check_source(name, one)
+            _check_source(name, one, policy, tally)
 
 
 def _check_index(index: Any, policy: Policy) -> None:
@@ -120,32 +137,88 @@ def _check_index(index: Any, policy: Policy) -> None:
     unknown = sorted(set(index) - _INDEX_KEYS)
     if unknown:
         raise SpecError(
-            Reason.POLICY, f"tool.uv.index.{unknown[0]} is not allowed in a spec. {_allowed(_INDEX_KEYS)}"
+            Reason.POLICY,
+            f"tool.uv.index.{shown(unknown[0], 60)} is not allowed in a spec. {_allowed(_INDEX_KEYS)}",
         )
     url = index["url"]
     parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or parts.username or parts.password:
+    if parts.scheme not in {"http", "https"} or "@" in parts.netloc:
         raise SpecError(
             Reason.POLICY,
-            f"index {url!r} must be an http(s) URL without credentials; give those to the daemon.",
+            f"index {shown(url)!r} must be an http(s) URL without credentials; give those to the daemon.",
         )
     if url.rstrip("/") not in {one.rstrip("/") for one in policy.indexes}:
         raise SpecError(
             Reason.POLICY,
-            f"index {url!r} is not allowed; remove it, or have it added to policy.indexes in the daemon's "
+            f"index {shown(url)!r} is not allowed; remove it, or have it added to policy.indexes in the daemon's "
             "settings.",
+        )
+    if policy.cooldown and "exclude-newer" in index:
+        raise SpecError(
+            Reason.POLICY,
+            "tool.uv.index.exclude-newer could let a release through that is younger than the cooldown of this "
+            "fabric (policy.cooldown); remove it.",
         )
 
 
-def _check_source(name: str, source: Any) -> None:
+def _check_source(name: str, source: Any, policy: Policy, tally: Tally) -> None:
+    where = f"tool.uv.sources.{shown(name, 60)}"
     if not isinstance(source, Mapping):
-        raise SpecError(Reason.INVALID_SPEC, f"tool.uv.sources.{name} must be a table")
-    unknown = sorted(set(source) - _SOURCE_KEYS)
-    if unknown:
+        raise SpecError(Reason.INVALID_SPEC, f"{where} must be a table")
+    kinds = [kind for kind in _SOURCE_KEYS if kind in source]
+    known = _ANY_SOURCE.union(*(_SOURCE_KEYS[kind] for kind in kinds[:1]))
+    unknown = sorted(set(source) - known)
+    if unknown or not kinds:
+        what = f"a {shown(unknown[0], 60)!r} source" if unknown else "a source without index, url or git"
         raise SpecError(
             Reason.POLICY,
-            f"tool.uv.sources.{name}: a {unknown[0]!r} source is not allowed; a closure can depend only on "
-            "releases from an index. Publish the package to one and require a version.",
+            f"{where}: {what} is not allowed; a closure can depend only on releases from an index, and on listed "
+            "addresses. Publish the package to an index and require a version.",
+        )
+    for key, value in source.items():
+        if not isinstance(value, str):
+            raise SpecError(Reason.INVALID_SPEC, f"{where}.{key} must be a string")
+    if "marker" in source:
+        check_marker(source["marker"], f"{where}.marker", tally)
+    for key in ("rev", "tag", "branch"):
+        if source.get(key, "").startswith("-") or not source.get(key, "").isprintable():
+            raise SpecError(Reason.INVALID_SPEC, f"{where}.{key} is no name of a revision")
+    if kinds == ["index"]:
+        return
+    _check_address(name, source[kinds[0]], where, policy, git=kinds == ["git"])
+    if "subdirectory" in source:
+        try:
+            check_subdirectory(source["subdirectory"])
+        except ValueError as error:
+            raise SpecError(Reason.POLICY, f"{where}: {error}.") from None
+
+
+def _check_address(name: str, text: str, where: str, policy: Policy, *, git: bool = False) -> None:
+    """Whether a package may come from this address. Raises `SpecError`."""
+    name = shown(name, 100)
+    if not policy.sources:
+        raise SpecError(
+            Reason.POLICY,
+            f"{where}: {name!r} comes from a URL or path; only releases from an index are allowed. Publish the "
+            "package to an index and require a version.",
+        )
+    git = git or text.lower().startswith(("git+", "ssh:"))
+    try:
+        address = parse_address(text, git=git)
+    except ValueError as error:
+        raise SpecError(Reason.POLICY, f"{where}: the address of {name!r} is not allowed: {error}.") from None
+    if not is_listed(address, policy.sources):
+        raise SpecError(
+            Reason.POLICY,
+            f"{where}: {name!r} comes from {shown(text)!r}, which is not listed. Publish the package to an index and "
+            "require a version, or have the address added to policy.sources in the daemon's settings.",
+        )
+    wheel = not git and address.segments[-1:] and address.segments[-1].endswith(".whl")
+    if not wheel and canonicalize_name(name) not in policy.build_from_source:
+        raise SpecError(
+            Reason.POLICY,
+            f"{where}: {name!r} would have to be built from source, which runs its code on the builder. Give the "
+            "address of a wheel, or have the name added to policy.build_from_source in the daemon's settings.",
         )
 
 

@@ -6,8 +6,8 @@ belongs to one thread.
 
 import contextlib
 import hashlib
-import os
-from collections.abc import Iterable, Iterator, Sequence
+import resource
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -17,14 +17,18 @@ from typing import Any, Self
 import git
 
 from envfabric.core.errors import ConfigError
+from envfabric.specs.plumbing import SAFE_CONFIG, in_environment
 
-# The repository's own configuration may name programs; none of them is run by a reader.
-_SAFE_CONFIG = {
-    "core.hooksPath": os.devnull,
-    "core.fsmonitor": "false",
-    "protocol.ext.allow": "never",
-    "gc.auto": "0",
-}
+TOO_LARGE = "envfabric.too-large"
+"""The file in a mirror that lists the blobs which were not fetched because of their size, an object id a line."""
+TOO_LARGE_FROM = 32 * 1024 * 1024
+"""Bytes above which, packed, a single spec file is not fetched; no spec may have such a file."""
+
+
+MAX_ENTRIES = 1_000_000
+"""Most files and folders below the spec folder."""
+MOST_MEMORY = 1024**3
+"""Bytes of memory of a git process that lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +48,19 @@ class SourceError(Exception):
 class Repository:
     """A work tree or bare repository on this machine, on one branch, with specs below one folder."""
 
-    def __init__(self, path: Path, branch: str | None = None, spec_path: str = "") -> None:
-        """Opens the repository; `branch=None` follows its HEAD.
+    def __init__(
+        self,
+        path: Path,
+        branch: str | None = None,
+        spec_path: str = "",
+        doubted: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Opens the repository; `branch=None` follows its HEAD. `doubted` hears that git could not read something.
 
         Raises `ConfigError` where there is no repository, or where `spec_path` leaves it.
         """
         self.path = path.resolve()
+        self._doubted = doubted
         self.branch = branch
         self.spec_path = "/".join(Path(spec_path.strip("/")).parts)
         if ".." in Path(self.spec_path).parts:
@@ -76,11 +87,7 @@ class Repository:
             "LC_ALL": "C",
         }
         # An operator who names a repository trusts it, whoever owns it.
-        settings = {**_SAFE_CONFIG, "safe.directory": "*"}
-        environment["GIT_CONFIG_COUNT"] = str(len(settings))
-        for number, (key, value) in enumerate(settings.items()):
-            environment[f"GIT_CONFIG_KEY_{number}"] = key
-            environment[f"GIT_CONFIG_VALUE_{number}"] = value
+        environment |= in_environment({**SAFE_CONFIG, "safe.directory": "*"})
         self._repo.git.update_environment(**environment)
         kind = self._repo.git.rev_parse("--show-object-format", with_exceptions=False)
         if kind == "sha256":
@@ -100,6 +107,11 @@ class Repository:
         """Ends the git process that was kept for reading objects."""
         self._repo.close()
 
+    @property
+    def git_folder(self) -> Path:
+        """What git calls GIT_DIR."""
+        return Path(self._repo.git_dir)
+
     def head(self) -> str | None:
         """The commit that the branch points at; None while it has none.
 
@@ -108,6 +120,7 @@ class Repository:
         ref = f"refs/heads/{self.branch}" if self.branch else "HEAD"
         commit = self._ask("rev-parse", "--quiet", "--verify", f"{ref}^{{commit}}")
         if commit is None and (target := self._ask("rev-parse", "--quiet", "--verify", ref)) is not None:
+            self._doubted()
             raise SourceError(f"{ref} in {self.path} points at {target}, which is no commit that can be read")
         return commit
 
@@ -126,13 +139,12 @@ class Repository:
         With `below` only what lies at and below these paths, and the folders that lead there.
         """
         self.check_spec_path(commit)
-        out = self._run("ls-tree", "-r", "-t", "-z", "--full-tree", self._specs_of(commit), "--", *below)
         items = []
-        for line in out.split(b"\0"):
-            if line:
-                head, _, path = line.partition(b"\t")
-                mode, kind, oid = head.decode("ascii").split(" ")
-                items.append(TreeItem(mode, kind, oid, path.decode("utf-8", "surrogateescape")))
+        listed = ("ls-tree", "-r", "-t", "-z", "--full-tree", self._specs_of(commit), "--", *below)
+        for line in self._bounded(commit, self.listing(*listed)):
+            head, _, path = line.partition(b"\t")
+            mode, kind, oid = head.decode("ascii").split(" ")
+            items.append(TreeItem(mode, kind, oid, path.decode("utf-8", "surrogateescape")))
         return items
 
     def changes(self, before: str, after: str) -> set[str]:
@@ -141,16 +153,73 @@ class Repository:
         Raises `SourceError` where one of them can't be read, which after a rewritten history says little.
         """
         trees = (self._specs_of(before), self._specs_of(after))
-        out = self._run("diff-tree", "-r", "-t", "-z", "--name-only", "--no-renames", *trees, "--")
-        return {path.decode("utf-8", "surrogateescape") for path in out.split(b"\0") if path}
+        listed = self.listing("diff-tree", "-r", "-t", "-z", "--name-only", "--no-renames", *trees, "--")
+        return {path.decode("utf-8", "surrogateescape") for path in self._bounded(after, listed)}
+
+    def listing(self, command: str, *arguments: str) -> Generator[bytes]:
+        """What a git command lists, part by part, each of which ends with a NUL.
+
+        Read as it comes: a few kilobytes of objects can unfold to more entries than any memory holds. git is ended
+        where the reader stops. Raises `SourceError`.
+        """
+        try:
+            process: Any = self._repo.git.execute(["git", command, *arguments], as_process=True)
+        except (git.exc.GitError, OSError) as error:
+            raise SourceError(f"git {command} in {self.path}: {error}") from error
+        # A difference is put together in memory before the first of it is told. Packs that are only mapped don't count.
+        with contextlib.suppress(OSError):
+            resource.prlimit(process.proc.pid, resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
+        try:
+            rest = b""
+            while chunk := process.stdout.read(1 << 16):
+                *whole, rest = (rest + chunk).split(b"\0")
+                yield from whole
+            process.wait()
+        except (git.exc.GitError, OSError) as error:
+            if "memory" not in str(error):
+                self._doubted()
+            raise SourceError(f"git {command} in {self.path}: {error}") from error
+        finally:
+            process.proc.kill()
+            process.proc.wait()
+            for stream in (process.proc.stdout, process.proc.stderr):
+                if stream is not None:
+                    stream.close()
+
+    def _bounded(self, commit: str, listed: Generator[bytes]) -> Iterator[bytes]:
+        with contextlib.closing(listed):
+            for count, part in enumerate(listed, 1):
+                if count > MAX_ENTRIES:
+                    raise SourceError(
+                        f"the spec folder of commit {commit[:12]} has, or changes, more than {MAX_ENTRIES} entries, "
+                        "and no more are read. Give the specs a folder of their own (--path)."
+                    )
+                yield part
 
     def _specs_of(self, commit: str) -> str:
         return f"{commit}:{self.spec_path}" if self.spec_path else commit
 
     def size(self, oid: str) -> int:
-        """The size in bytes of an object. Raises `SourceError` where it is missing or corrupt."""
+        """The size in bytes of an object; `TOO_LARGE_FROM` for one that a mirror left out because it is larger.
+
+        Raises `SourceError` where it is missing or corrupt.
+        """
+        try:
+            return self._size(oid)
+        except SourceError:
+            if oid in self._left_out():
+                return TOO_LARGE_FROM
+            raise
+
+    def _size(self, oid: str) -> int:
         with self._reading(oid):
             return int(self._repo.git.get_object_header(oid)[2])
+
+    def _left_out(self) -> list[str]:
+        try:
+            return (self.git_folder / TOO_LARGE).read_text("ascii", "replace").split()
+        except OSError:
+            return []
 
     def read(self, oid: str) -> bytes:
         """The content of a blob. Raises `SourceError` where the object is missing or corrupt."""
@@ -172,7 +241,7 @@ class Repository:
             return found
         with contextlib.suppress(SourceError):
             # The first of each kind starts git's process where there is none.
-            sizes = {wanted[0]: self.size(wanted[0])}
+            sizes = {wanted[0]: self._size(wanted[0])}
             with self._reading(wanted[0]):
                 answers = self._answers(self._repo.git.cat_file_header, wanted[1:])
                 sizes |= {oid: size for oid, kind, size in answers if kind == b"blob"}
@@ -216,6 +285,8 @@ class Repository:
         except (git.exc.GitError, ValueError, OSError) as error:
             # The cat-file process may be gone, or be out of step with what is asked of it.
             self._repo.git.clear_cache()
+            if oid not in self._left_out():
+                self._doubted()
             raise SourceError(f"object {oid} of {self.path} can't be read: {error}") from error
 
     def _ask(self, command: str, *arguments: str) -> str | None:
@@ -225,10 +296,12 @@ class Repository:
                 ["git", command, *arguments], with_extended_output=True, with_exceptions=False
             )
         except (git.exc.GitError, OSError) as error:
+            self._doubted()
             raise SourceError(f"git {command} in {self.path}: {error}") from error
         if status == 0:
             return str(out)
         if err and command == "rev-parse":
+            self._doubted()
             raise SourceError(f"git {command} {arguments[-1]} in {self.path}: {err}")
         return None
 
@@ -239,6 +312,7 @@ class Repository:
             )
         except (git.exc.GitError, OSError) as error:
             self._repo.git.clear_cache()
+            self._doubted()
             raise SourceError(f"git {command} in {self.path}: {error}") from error
         if not isinstance(out, bytes):
             raise SourceError(f"git {command} gave no output")

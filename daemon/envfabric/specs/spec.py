@@ -16,11 +16,16 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from envfabric.core.errors import Reason, SpecError
+from envfabric.core.ids import shown
+from envfabric.specs.markers import Tally
 from envfabric.specs.policy import Policy, check_requirements, check_uv_table
 from envfabric.specs.table import SpecTable, read_table
-from envfabric.specs.toml import MAX_BYTES, line_of, parse_toml
+from envfabric.specs.toml import MAX_BYTES, check_depth, line_of, parse_toml
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+_PASSWORD = re.compile(rb"""://[^/\s"'`@:<]{0,200}:[^/\s"'`@:$<{*]{1,200}@""")
+"""In a URL; what stands there for another value (`$NAME`, `<name>`, `{name}`, `***`) is none."""
+_LONGEST_NAME = 200
 _PLAIN_VERSION = re.compile(r"3(\.[0-9]{1,3}){1,2}")
 
 
@@ -73,17 +78,36 @@ def read_spec(spec_id: str, tree: str, files: Mapping[str, bytes], policy: Polic
     """Reads and checks a spec. Raises `SpecError` that names file, line and what to do."""
     raw = files["pyproject.toml"]
     where = f"{spec_id}/pyproject.toml"
-    document = parse_toml(raw, where)
     try:
-        return _read(spec_id, tree, files, document, policy)
+        document = parse_toml(raw, where)
+        check_depth(document)
+        spec = _read(spec_id, tree, files, document, policy)
+        for name in ("pyproject.toml", "uv.lock"):
+            _check_credentials(files.get(name, b""), f"{spec_id}/{name}")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise SpecError(Reason.INVALID_SPEC, f"{where} can't be understood: {error}.") from error
+        raise SpecError(
+            Reason.INVALID_SPEC, f"{where} can't be understood: {shown(str(error), 300)}."
+        ) from error
     except SpecError as error:
-        line = line_of(raw, error.message)
+        # What is quoted may have been written for the terminal of whoever reads it.
+        told = shown(error.message, 1200)
+        line = None if told.startswith(f"{spec_id}/") else line_of(raw, told)
         place = f"{where}:{line}" if line else where
-        if error.message.startswith(spec_id):
-            raise
-        raise SpecError(error.reason, f"{place}: {error.message}") from error
+        if not told.startswith(f"{spec_id}/"):
+            told = f"{place}: {told}"
+        raise SpecError(error.reason, told) from error
+    return spec
+
+
+def _check_credentials(raw: bytes, where: str) -> None:
+    """Both files are kept on the NAS for everybody, and env_vars stand in the index. Raises `SpecError`."""
+    if found := _PASSWORD.search(raw):
+        line = raw.count(b"\n", 0, found.start()) + 1
+        raise SpecError(
+            Reason.POLICY,
+            f"{where}:{line}: a URL with a password in it is not allowed, because everybody can read this file on the "
+            "NAS. Take it out, change the password, and give the new one to the daemon or to whoever needs it.",
+        )
 
 
 def _read(
@@ -111,9 +135,10 @@ def _read(
         )
     if not isinstance(uv_table, Mapping):
         raise SpecError(Reason.INVALID_SPEC, "tool.uv must be a table")
-    check_uv_table(uv_table, policy)
+    tally = Tally()
+    check_uv_table(uv_table, policy, tally)
     asked = _asked(project, document)
-    requirements = _check_asked(asked, table)
+    requirements = _check_asked(asked, table, policy, tally)
     ask = {
         **asked,
         "packaged": "build-system" in document,
@@ -140,7 +165,12 @@ def _read(
 def _project_name(project: Mapping[str, Any]) -> str:
     name = project.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise SpecError(Reason.INVALID_SPEC, f"project.name must be a package name, not {name!r}.")
+        raise SpecError(Reason.INVALID_SPEC, f"project.name must be a package name, not {shown(repr(name))}.")
+    if len(name) > _LONGEST_NAME:
+        raise SpecError(
+            Reason.INVALID_SPEC,
+            f"project.name must be a package name of at most {_LONGEST_NAME} characters, this one has {len(name)}.",
+        )
     return canonicalize_name(name)
 
 
@@ -148,7 +178,7 @@ def _project_version(project: Mapping[str, Any]) -> str:
     if project.get("dynamic"):
         raise SpecError(
             Reason.POLICY,
-            f"project.dynamic = {project['dynamic']!r} would run the project's own build backend; write "
+            f"project.dynamic = {shown(repr(project['dynamic']))} would run the project's own build backend; write "
             'the values down instead, for example version = "0".',
         )
     version = project.get("version")
@@ -158,7 +188,8 @@ def _project_version(project: Mapping[str, Any]) -> str:
         return str(Version(version if isinstance(version, str) else ""))
     except InvalidVersion:
         raise SpecError(
-            Reason.INVALID_SPEC, f'project.version must be a version such as "0.1.0", not {version!r}.'
+            Reason.INVALID_SPEC,
+            f'project.version must be a version such as "0.1.0", not {shown(repr(version))}.',
         ) from None
 
 
@@ -181,8 +212,10 @@ def _asked(project: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str,
     return asked
 
 
-def _check_asked(asked: Mapping[str, Any], table: SpecTable) -> list[Requirement]:
-    found = check_requirements(asked["dependencies"], "project.dependencies")
+def _check_asked(
+    asked: Mapping[str, Any], table: SpecTable, policy: Policy, tally: Tally
+) -> list[Requirement]:
+    found = check_requirements(asked["dependencies"], "project.dependencies", policy, tally)
     for key, title in (
         ("optional-dependencies", "project.optional-dependencies"),
         ("dependency-groups", "dependency-groups"),
@@ -191,7 +224,7 @@ def _check_asked(asked: Mapping[str, Any], table: SpecTable) -> list[Requirement
             if not isinstance(texts, list):
                 raise SpecError(Reason.INVALID_SPEC, f"{title}.{name} must be a list")
             plain = [text for text in texts if not (key == "dependency-groups" and isinstance(text, dict))]
-            found += check_requirements(plain, f"{title}.{name}")
+            found += check_requirements(plain, f"{title}.{shown(name, 60)}", policy, tally)
     for key, chosen in (("optional-dependencies", table.extras), ("dependency-groups", table.groups)):
         known = {canonicalize_name(name) for name in asked[key]}
         for name in chosen:
@@ -199,8 +232,8 @@ def _check_asked(asked: Mapping[str, Any], table: SpecTable) -> list[Requirement
                 kind = "extras" if key == "optional-dependencies" else "groups"
                 raise SpecError(
                     Reason.INVALID_SPEC,
-                    f"tool.envfabric.{kind} names {name!r}, which the project does not define; it defines "
-                    f"{', '.join(sorted(known)) or 'none'}.",
+                    f"tool.envfabric.{kind} names {shown(name)!r}, which the project does not define; it defines "
+                    f"{shown(', '.join(sorted(known)), 300) or 'none'}.",
                 )
     return found
 
@@ -213,7 +246,7 @@ def _python_request(
     except InvalidSpecifier:
         raise SpecError(
             Reason.INVALID_SPEC,
-            f'project.requires-python = {requires!r} is no version specifier such as ">=3.11".',
+            f'project.requires-python = {shown(requires)!r} is no version specifier such as ">=3.11".',
         ) from None
     if table.python is not None:
         return PythonRequest(_version_request(table.python, "tool.envfabric.python"), requires, "spec")
@@ -241,6 +274,7 @@ def _version_request(text: str, where: str) -> str:
         bounds = SpecifierSet()
     if not str(bounds):
         raise SpecError(
-            Reason.INVALID_SPEC, f"{where} = {text!r} must be a version such as 3.11 or 3.11.7, or bounds."
+            Reason.INVALID_SPEC,
+            f"{where} = {shown(text)!r} must be a version such as 3.11 or 3.11.7, or bounds.",
         )
     return str(bounds)

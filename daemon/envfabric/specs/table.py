@@ -5,9 +5,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from envfabric.core.ids import shown
+
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")]
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-Text = Annotated[str, StringConstraints(max_length=4096)]
+Text = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$")]
+"""Line ends and tabs are the only control characters: a NUL would end a process's start, an escape paints terminals."""
+_MOST = Field(max_length=500)
 
 
 class RuntimeEnv(BaseModel):
@@ -15,9 +19,9 @@ class RuntimeEnv(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    env_vars: dict[VariableName, Text] = Field(default_factory=dict)
+    env_vars: Annotated[dict[VariableName, Text], _MOST] = Field(default_factory=dict)
     working_dir: Text | None = None
-    excludes: list[Text] = Field(default_factory=list)
+    excludes: Annotated[list[Text], _MOST] = Field(default_factory=list)
 
 
 class SpecTable(BaseModel):
@@ -26,13 +30,13 @@ class SpecTable(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     python: Text | None = None
-    extras: list[Text] = Field(default_factory=list)
-    groups: list[Text] = Field(default_factory=list)
+    extras: Annotated[list[Text], _MOST] = Field(default_factory=list)
+    groups: Annotated[list[Text], _MOST] = Field(default_factory=list)
     suspend: bool = False
     ray: bool | None = None
     validation: Literal["minimal", "full", "custom"] = Field("minimal", alias="validate")
-    imports: list[ModuleName] = Field(default_factory=list)
-    command: list[Text] = Field(default_factory=list)
+    imports: Annotated[list[ModuleName], _MOST] = Field(default_factory=list)
+    command: Annotated[list[Text], _MOST] = Field(default_factory=list)
     runtime_env: RuntimeEnv = Field(default_factory=RuntimeEnv, alias="runtime-env")
 
 
@@ -48,13 +52,14 @@ def read_table(raw: Any) -> SpecTable:
 
 def nearest(unknown: str, known: list[str]) -> str:
     """What to say of an unknown key: the nearest known one, or all that there are."""
-    close = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
+    # Its time grows with the square of a long text.
+    close = difflib.get_close_matches(unknown[:100], known, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known keys are: {', '.join(known)}"
 
 
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
-    where = ".".join(["tool.envfabric", *(str(part) for part in first["loc"])])
+    where = ".".join(["tool.envfabric", *(shown(str(part), 60) for part in first["loc"])])
     if first["type"] == "extra_forbidden":
         model: type[BaseModel] = RuntimeEnv if len(first["loc"]) > 1 else SpecTable
         known = [info.alias or name for name, info in model.model_fields.items()]

@@ -8,18 +8,21 @@ import re
 import tomllib
 from typing import Any
 
-from envfabric.core.errors import Reason, SpecError
+from envfabric.core.errors import Reason, SpecError, redact
 
 MAX_BYTES = {"pyproject.toml": 256 * 1024, "uv.lock": 16 * 1024 * 1024, ".python-version": 4096}
 """Longest accepted file, by name, in bytes."""
+
+MAX_DEPTH = 32
+"""Most tables and lists inside of each other; a spec needs six."""
 
 MAX_KEY_PARTS = 64
 """Most parts of a dotted key: tomllib takes memory with the square of their number."""
 
 _PART = rb"""(?>[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')"""
 _LONG_KEY = re.compile(rb"(?m)(?:^|[\[{,])[ \t]*(?:%b[ \t]*\.[ \t]*){%d}" % (_PART, MAX_KEY_PARTS))
-_HEADER = re.compile(r"\s*\[+\s*([^\[\]]+?)\s*\]")
-_KEY = re.compile(r"\s*([A-Za-z0-9_.\"'-]+)\s*=")
+_HEADER = re.compile(r"\[+([^\[\]]+)\]")
+_KEY = re.compile(r"([A-Za-z0-9_.\"'-]{1,1000})[ \t]{0,100}=")
 
 
 def parse_toml(raw: bytes, where: str) -> dict[str, Any]:
@@ -50,13 +53,35 @@ def parse_toml(raw: bytes, where: str) -> dict[str, Any]:
         raise SpecError(Reason.INVALID_SPEC, f"{where}: nested too deeply.") from None
 
 
+def check_depth(document: dict[str, Any]) -> None:
+    """Raises `SpecError` where values lie deeper inside of each other than `MAX_DEPTH`."""
+    level: list[Any] = [document]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for one in level
+            for inner in (one.values() if isinstance(one, dict) else one)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise SpecError(
+        Reason.INVALID_SPEC, f"tables and lists are nested too deeply; at most {MAX_DEPTH} levels are read."
+    )
+
+
 def line_of(raw: bytes, message: str) -> int | None:
     """The line of what a message is about: the key that it begins with, else the text that it quotes."""
-    lines = raw.decode("utf-8", "replace").splitlines()
+    lines = raw.decode("utf-8", "replace").split("\n")
     key = re.match(r"\[?((?:project|tool|dependency-groups)[.A-Za-z0-9_-]*)", message)
     found = _line_of_key(lines, key[1].rstrip(".")) if key else None
-    for text in re.findall(r"'([^']+)'", message)[:1] if found is None else []:
-        found = next((number for number, line in enumerate(lines, 1) if text in line), None)
+    if found is None and (quoted := re.search(r"'([^']+)'", message)):
+        text = quoted[1]
+        # As a value first: a short text stands in many lines. A password is starred out in the message only.
+        for sought in (f'"{text}"', f"'{text}'", text):
+            for number, line in enumerate(lines, 1):
+                if found is None and (sought in line or ("***" in text and sought in redact(line))):
+                    found = number
     return found
 
 
@@ -64,9 +89,9 @@ def _line_of_key(lines: list[str], wanted: str) -> int | None:
     """The line that defines most of a dotted key, its table's header where nothing closer is written."""
     table = ""
     best: tuple[int, int] | None = None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(map(str.strip, lines), 1):
         if header := _HEADER.match(line):
-            table = path = header[1].replace('"', "")
+            table = path = header[1].strip().replace('"', "")
         elif key := _KEY.match(line):
             path = f"{table}.{key[1]}".lstrip(".").replace('"', "")
         else:

@@ -10,14 +10,18 @@ from typing import TypeVar
 
 from envfabric.core import ids
 from envfabric.core.errors import Reason
-from envfabric.specs.repository import TreeItem
+from envfabric.specs.repository import SourceError, TreeItem
 
 T = TypeVar("T")
 
 SPEC_FILES = ("pyproject.toml", "uv.lock", ".python-version")
 """The only files of a spec folder that are ever read."""
 
+MAX_SPECS = 100_000
+"""Most specs of one revision."""
+
 _REGULAR = {"100644", "100755"}
+_KINDS = {"120000": "symlink", "160000": "submodule", "040000": "folder"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ class Places:
     problems: dict[str, list[Problem]] = field(default_factory=dict)
     """By place; none is empty."""
     twins: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """The ids that are the same without their case, in order, by what they are then."""
+    """The ids that are the same without their case and last dots, in order, by what they are then."""
 
 
 def place_of(path: str) -> str | None:
@@ -79,6 +83,7 @@ def find_specs(
     """Sorts a tree's entries into specs and misplaced pyproject.toml files.
 
     With `before`, `items` hold all that now lies in the `changed` places, and any other place is as it was then.
+    Raises `SourceError` where there are too many.
     """
     specs, problems = _sort(items)
     if before is None or before.places is None:
@@ -99,7 +104,12 @@ def find_specs(
             for one in names:
                 _put(refs, one, found.plain.get(one))
             _put(found.twins, folded, tuple(sorted(names & found.plain.keys())) or None)
-        groups = (found.twins[one.casefold()] for one in touched if one in refs)
+        groups = (found.twins[_folded(one)] for one in touched if one in refs)
+    if len(refs) > MAX_SPECS:
+        raise SourceError(
+            f"the revision has {len(refs)} specs; at most {MAX_SPECS} are read. Divide them among several "
+            "fabrics, each with a folder of its own (--path)."
+        )
     for group in groups:
         if len(group) > 1:
             _refuse_case_twins(refs, group)
@@ -112,19 +122,22 @@ def _sort(items: Iterable[TreeItem]) -> tuple[dict[str, SpecRef], dict[str, list
     trees: dict[str, str] = {}
     files: dict[str, dict[str, TreeItem]] = defaultdict(dict)
     misplaced: list[str] = []
+    problems: dict[str, list[Problem]] = defaultdict(list)
     for item in items:
         parts = item.path.split("/")
         if "." in item.path and any(part.startswith(".") for part in parts[:-1]):
             continue
-        if item.kind == "tree":
+        if len(parts) == 3 and parts[2] in SPEC_FILES:
+            # A folder of that name, too: to pass it over would build the spec without its lock.
+            files[f"{parts[0]}/{parts[1]}"][parts[2]] = item
+        elif item.kind == "tree":
             if len(parts) == 2:
                 trees[item.path] = item.oid
-        elif len(parts) == 3 and parts[2] in SPEC_FILES:
-            files[f"{parts[0]}/{parts[1]}"][parts[2]] = item
+        elif len(parts) == 2 and _stands_for_a_folder(item, parts[1]):
+            problems[item.path].append(_linked(item))
         elif parts[-1] == "pyproject.toml" and len(parts) != 1:
             misplaced.append(item.path)
     specs: dict[str, SpecRef] = {}
-    problems: dict[str, list[Problem]] = defaultdict(list)
     folders = {folder for folder, found in files.items() if "pyproject.toml" in found}
     for folder in sorted(folders):
         if ids.is_id(folder) and folder in trees:
@@ -140,9 +153,14 @@ def _sort(items: Iterable[TreeItem]) -> tuple[dict[str, SpecRef], dict[str, list
 def _twins(specs: Iterable[str]) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for spec_id in specs:
-        folded = spec_id.casefold()
+        folded = _folded(spec_id)
         found[folded] = (*found.get(folded, ()), spec_id)
     return found
+
+
+def _folded(spec_id: str) -> str:
+    """What two ids have in common that are one folder on some NAS: case, and dots at a name's end."""
+    return "/".join(part.rstrip(".") for part in spec_id.casefold().split("/"))
 
 
 def _put(into: dict[str, T], key: str, value: T | None) -> None:
@@ -157,11 +175,25 @@ def _reference(spec_id: str, tree: str, found: dict[str, TreeItem]) -> SpecRef:
     refused = None
     if odd:
         refused = (
-            f"{spec_id}/{odd[0]} is a {'symlink' if found[odd[0]].mode == '120000' else 'submodule'}; "
+            f"{spec_id}/{odd[0]} is a {_KINDS.get(found[odd[0]].mode, 'special file')}; "
             "commit it as a regular file."
         )
     blobs = tuple((name, item.oid) for name, item in sorted(found.items()))
     return SpecRef(spec_id, tree, blobs, refused)
+
+
+def _stands_for_a_folder(item: TreeItem, name: str) -> bool:
+    """A submodule, or a symlink whose name is not that of a file, in the place of a spec."""
+    return item.mode == "160000" or (item.mode == "120000" and "." not in name)
+
+
+def _linked(item: TreeItem) -> Problem:
+    return Problem(
+        path=ids.shown(item.path, 300),
+        reason=Reason.INVALID_SPEC,
+        message=f"a {_KINDS[item.mode]} in the place of a spec is not followed. Commit the spec's files themselves; "
+        "what is no spec has its place outside of the spec directory.",
+    )
 
 
 def _bad_id(folder: str) -> Problem:
@@ -183,8 +215,8 @@ def _misplaced(path: str) -> Problem:
 
 
 def _refuse_case_twins(refs: dict[str, SpecRef], names: tuple[str, ...]) -> None:
-    # Some NAS file systems fold case: there two such ids would be one folder.
+    # Some NAS file systems fold case or drop dots: there two such ids would be one folder.
     for spec_id in names:
         others = ", ".join(other for other in names if other != spec_id)
-        message = f"{spec_id} and {others} differ only by case; rename all but one."
+        message = f"{spec_id} and {others} differ only by case or by dots at the end; rename all but one."
         refs[spec_id] = replace(refs[spec_id], refused=message)

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from envfabric.store.claims import Claims
 from envfabric.store.closures import digest_of
@@ -34,6 +35,8 @@ class Collected:
     returned: list[str] = field(default_factory=list)
     """Closures that a killed collection had renamed away and that are leased: they are back."""
     generations: int = 0
+    dropped: list[dict[str, Any]] = field(default_factory=list)
+    """What was known of each generation that went: for the audit trail, which keeps it."""
     freed: Freed = field(default_factory=Freed)
     """What came back on disk by emptying trash/."""
     in_trash: int = 0
@@ -83,7 +86,7 @@ class Collector:
         if plan.drop:
             dropped = set()
             for spec_id, number in plan.drop:
-                if self._drop(spec_id, number):
+                if self._drop(spec_id, number, done):
                     dropped.add((spec_id, number))
                     done.generations += 1
             plan = self.retention.after(plan, dropped)
@@ -108,8 +111,13 @@ class Collector:
         done.resolutions = self._resolutions.run(plan.now, done.freed, hurry=hurry)
         return done
 
-    def _drop(self, spec_id: str, number: int) -> bool:
+    def _drop(self, spec_id: str, number: int, done: Collected) -> bool:
         self._check()
+        facts: dict[str, Any] = {"spec": spec_id, "generation": number}
+        # Read before it is in trash/. One whose metadata a hand has spoilt goes all the same.
+        with contextlib.suppress(OSError, AttributeError, TypeError):
+            if (known := self._generations.read(spec_id, number)) is not None:
+                facts = self._generations.facts(known)
 
         def action() -> bool:
             serving = self._serving() or {}
@@ -123,6 +131,7 @@ class Collector:
         # A step that found this generation a moment ago is about to serve it.
         if not self._claims.unless_claimed(spec_id, action):
             return False
+        done.dropped.append(facts)
         self._log.info("generation dropped", spec=spec_id, generation=number)
         return True
 

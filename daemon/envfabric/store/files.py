@@ -119,7 +119,10 @@ class Files:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             os.fchmod(descriptor, 0o644)
-            os.write(descriptor, data)
+            # A disk that is nearly full takes a part, and says why with the next.
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
         finally:
             os.close(descriptor)
 

@@ -6,6 +6,7 @@ retained is found by its inputs and served again under its old number.
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import uuid
@@ -40,6 +41,14 @@ class Generation:
     runtime_env: dict[str, Any]
     closure: dict[str, Any]
     """What the closure's digest covers: with it and the lock the closure can be built again as it was."""
+    lock_sha256: str | None = None
+    """In hexadecimal; None of one that was written before this was kept."""
+    uv_version: str | None = None
+    """The uv that built the closure; None where its metadata does not say it, or as above."""
+
+
+_LATER = ("lock_sha256", "uv_version")
+"""What earlier releases did not write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,9 @@ class Generations:
         self._together = Together(files, root.staging)
         self.recorded: set[str] = set()
         """The closures that generations were recorded over since the collector last began to look."""
+        self.unpublished: dict[str, Generation] = {}
+        """Each spec's newest generation that was recorded here and not published yet; the loop takes it out."""
+        self._built_by: dict[str, str] = {}
 
     def retained(self, spec_id: str) -> list[Generation]:
         """A spec's generations that are whole, newest first. Raises `OSError`."""
@@ -72,7 +84,10 @@ class Generations:
         """
         try:
             raw = json.loads((self.folder(spec_id, number) / "metadata.json").read_bytes())
-            found = {name: raw[name] for name in Generation.__slots__ if name not in {"spec", "number"}}
+            found = {
+                name: raw[name] for name in Generation.__slots__ if name not in {"spec", "number", *_LATER}
+            }
+            found |= {name: raw.get(name) for name in _LATER}
             return Generation(spec=spec_id, number=number, **found)
         except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
             return None
@@ -128,6 +143,8 @@ class Generations:
         number = max([*numbers, self._highest(generation.spec)], default=0) + 1
         target = self.folder(generation.spec, number)
         written = {name: getattr(generation, name) for name in Generation.__slots__ if name != "number"}
+        written["lock_sha256"] = hashlib.sha256(content.lock).hexdigest()
+        written["uv_version"] = self._uv_of(generation.digest)
         text = json.dumps({"schema": 1, "generation": number, **written}, indent=2)
         made = {"pyproject.toml": content.pyproject, "uv.lock": content.lock, "metadata.json": text.encode()}
         self._files.make_folder(target.parent, self._root.generations)
@@ -148,13 +165,34 @@ class Generations:
                 with contextlib.suppress(OSError):
                     self._files.remove_tree(folder)
                 raise
-        return Generation(**{**written, "number": number})
+        # A dict's assignment is whole for whoever looks from another thread.
+        made_now = self.unpublished[generation.spec] = Generation(**{**written, "number": number})
+        return made_now
+
+    def facts(self, generation: Generation) -> dict[str, Any]:
+        """What the audit trail keeps of a generation when it and its closure are gone."""
+        return {
+            "spec": generation.spec,
+            "generation": generation.number,
+            "commit": generation.commit,
+            "tree": generation.tree,
+            "built_at": generation.built_at,
+            "uv": generation.uv_version or self._uv_of(generation.digest),
+            "python_version": generation.python_version,
+            "python_path": generation.closure.get("interpreter", {}).get("path"),
+            "ray_version": generation.ray_version,
+            "lock": generation.lock_origin,
+            "lock_sha256": generation.lock_sha256 or self._lock_sha256(generation),
+            "closure": generation.digest,
+        }
 
     def drop(self, spec_id: str, number: int) -> None:
         """Moves a generation to trash/. Its number is not given again."""
         # They go from the highest to the lowest: what is written says the highest of all.
         if number >= max([*self.numbers(spec_id), self._highest(spec_id)]):
             highest = self._root.generations / spec_id / _HIGHEST
+            # A hand may have taken all of it.
+            self._files.make_folder(highest.parent, self._root.generations)
             self._files.write_atomic(highest, f"{number}\n".encode(), via=self._root.staging)
         target = self._root.trash / f"{spec_id.replace('/', '.')}.{number}.{uuid.uuid4().hex}"
         self._files.rename(self.folder(spec_id, number), target)
@@ -186,6 +224,23 @@ class Generations:
         self._files.unlink(self._root.envs / spec_id)
         with contextlib.suppress(OSError):
             (self._root.envs / spec_id).parent.rmdir()
+
+    def _lock_sha256(self, generation: Generation) -> str | None:
+        with contextlib.suppress(OSError):
+            lock = (self.folder(generation.spec, generation.number) / "uv.lock").read_bytes()
+            return hashlib.sha256(lock).hexdigest()
+        return None
+
+    def _uv_of(self, digest: str) -> str | None:
+        """The version of uv that a closure was built by; read once, for thousands of specs share it."""
+        known = self._built_by.get(digest)
+        if known is None:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                known = str(
+                    json.loads((self._root.closure(digest) / "metadata.json").read_bytes())["uv_version"]
+                )
+                self._built_by[digest] = known
+        return known
 
     def _highest(self, spec_id: str) -> int:
         """The highest number that was collected; 0 where none was."""

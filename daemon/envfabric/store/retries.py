@@ -12,6 +12,11 @@ from pathlib import Path
 from envfabric.store.files import Files
 from envfabric.store.root import Root
 
+FIRST, MOST = 10.0, 600.0
+"""Seconds before the first retry of a failure that can pass, doubled each time, and the most."""
+JITTER = 0.2
+"""The share by which a retry comes sooner or later than that: what failed together does not come back together."""
+
 
 @dataclass(frozen=True, slots=True)
 class Retry:
@@ -20,6 +25,12 @@ class Retry:
     tree: str
     due: float
     attempts: int
+
+
+def delay(attempts: int, drawn: float) -> float:
+    """Seconds until the next try of what was tried again `attempts` times; `drawn` is a random number from 0 to 1."""
+    # The power is bounded: what failed five thousand times would be no float any more.
+    return min(FIRST * 2.0 ** min(attempts, 32), MOST) * (1 + JITTER * (2 * drawn - 1))
 
 
 def read_retries(root: Root) -> dict[str, Retry]:

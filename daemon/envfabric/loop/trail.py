@@ -1,0 +1,176 @@
+"""What the loop tells the audit trail: which generation is new, who changed its spec, and who serves which.
+
+Git is asked once for each revision that changes specs, when its work is under way already. Belongs to the loop's
+thread; decides nothing, and what goes wrong here stops nothing.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from envfabric.index.document import Entry, Index
+from envfabric.specs.authors import Change, who_changed
+from envfabric.specs.repository import Repository, SourceError
+from envfabric.specs.tree import SpecRef
+from envfabric.store.generations import Generation, Generations
+from envfabric.store.history import History
+from envfabric.telemetry import logs
+
+ASKED = 5
+"""Commits that git is asked about in one publication, for generations of content that was adopted before this turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Adopted:
+    """A revision whose authors are not known yet."""
+
+    before: str | None
+    commit: str
+    refs: Mapping[str, SpecRef]
+
+
+class Trail:
+    """The audit trail of one loop."""
+
+    def __init__(self, history: History, repository: Repository, generations: Generations) -> None:
+        self._history = history
+        self._repository = repository
+        self._generations = generations
+        self._adopted: list[_Adopted] = []
+        self._changes: dict[str, tuple[str, Change]] = {}
+        """Who made the content that a spec asks for, with its tree, until it is published."""
+        self._told = 0
+        """The sequence of the last index that the trail says anything of."""
+        self._log = logs.get()
+
+    def begin(self, index: Index | None) -> None:
+        """At a start: tells what a daemon published that was killed before it could tell."""
+        if index is None:
+            return
+        try:
+            self._told = self._history.last_sequence()
+            if self._told < index.sequence:
+                self._catch_up(index)
+        except OSError as error:
+            self._log.warning("history not read", error=str(error))
+
+    def close(self, index: Index | None) -> None:
+        """Has the next start know that there is nothing to tell, where the last index changed nothing."""
+        if index is not None and self._told < index.sequence:
+            self._told = index.sequence
+            self._history.note("stopped", sequence=index.sequence)
+
+    def adopted(self, before: str | None, commit: str, refs: Iterable[SpecRef]) -> None:
+        """`commit` is the revision now, `before` was; `refs` are the specs whose content is new."""
+        changed = {ref.id: ref for ref in refs if ref.refused is None}
+        if changed:
+            self._adopted.append(_Adopted(before, commit, changed))
+
+    def published(self, before: Index | None, index: Index) -> None:
+        """An index has replaced another: who serves another generation than before, and which are new."""
+        old: Mapping[str, Entry] = before.entries if before else {}
+        entries = index.entries
+        served = [one for one in entries if entries[one] is not old.get(one)]
+        served = [one for one in served if entries[one].generation != _generation(old.get(one))]
+        self._note_served(index, served, self._new(served, entries))
+        self._note_removed(index, old.keys() - entries.keys())
+
+    def flush(self) -> None:
+        """Asks git what has to be asked, and appends what was noted."""
+        self._ask()
+        self._history.flush()
+
+    def _catch_up(self, index: Index) -> None:
+        """Compares an index of another turn with what that turn told."""
+        told = self._history.last_told()
+        entries = index.entries
+
+        def untold(spec_id: str) -> bool:
+            known = spec_id in told.served or told.whole
+            return known and told.served.get(spec_id) != entries[spec_id].generation
+
+        served = [one for one in entries if untold(one)]
+        made: dict[str, Generation] = {}
+        for spec_id in served:
+            number = entries[spec_id].generation
+            if number is not None and (spec_id, number) not in told.made:
+                found = self._generations.read(spec_id, number)
+                made |= {spec_id: found} if found else {}
+        removed = {one for one, number in told.served.items() if number is not None} - entries.keys()
+        if served or removed:
+            self._log.info("told of a publication before the start", specs=len(served) + len(removed))
+            self._note_served(index, served, made)
+            self._note_removed(index, removed)
+
+    def _note_served(self, index: Index, served: Iterable[str], made: Mapping[str, Generation]) -> None:
+        changes = self._who(made.values())
+        for spec_id in served:
+            entry = index.entries[spec_id]
+            if (new := made.get(spec_id)) is not None:
+                self._changes.pop(spec_id, None)
+                change = changes.get(spec_id)
+                told = change.told() if change else None
+                self._history.note("generation", **self._generations.facts(new), changed_by=told)
+            self._history.note(
+                "serves",
+                spec=spec_id,
+                commit=entry.commit,
+                sequence=index.sequence,
+                revision=index.revision,
+                generation=entry.generation,
+                closure=entry.serving,
+                pinned=entry.pinned,
+            )
+            self._told = index.sequence
+
+    def _note_removed(self, index: Index, removed: Iterable[str]) -> None:
+        for spec_id in sorted(removed):
+            self._changes.pop(spec_id, None)
+            self._generations.unpublished.pop(spec_id, None)
+            self._history.note("removed", spec=spec_id, sequence=index.sequence, revision=index.revision)
+            self._told = index.sequence
+
+    def _new(self, served: Iterable[str], entries: Mapping[str, Entry]) -> dict[str, Generation]:
+        """The generations that are published for the first time, by spec."""
+        found = {}
+        for spec_id in served:
+            made = self._generations.unpublished.get(spec_id)
+            # A newer one may have been written since: its turn comes.
+            if made is not None and made.number == entries[spec_id].generation:
+                found[spec_id] = self._generations.unpublished.pop(spec_id)
+        return found
+
+    def _who(self, made: Iterable[Generation]) -> dict[str, Change]:
+        """Who changed the specs of new generations, as far as that can be told."""
+        self._ask()
+        found: dict[str, Change] = {}
+        others: dict[str, dict[str, Mapping[str, str]]] = {}
+        for one in made:
+            tree, change = self._changes.get(one.spec, ("", None))
+            if change is not None and tree == one.tree:
+                found[one.spec] = change
+            else:
+                # Ordered, or built again: its content came with an earlier revision, maybe in an earlier turn.
+                others.setdefault(one.commit, {})[one.spec] = {}
+        for commit, wanted in list(others.items())[:ASKED]:
+            found |= self._changed(commit, None, wanted)
+        return found
+
+    def _ask(self) -> None:
+        adopted, self._adopted = self._adopted, []
+        for one in adopted:
+            wanted = {spec_id: dict(ref.blobs) for spec_id, ref in one.refs.items()}
+            for spec_id, change in self._changed(one.commit, one.before, wanted).items():
+                self._changes[spec_id] = (one.refs[spec_id].tree, change)
+
+    def _changed(
+        self, commit: str, before: str | None, wanted: Mapping[str, Mapping[str, str]]
+    ) -> dict[str, Change]:
+        try:
+            return who_changed(self._repository, commit, before, wanted)
+        except SourceError as error:
+            self._log.warning("authors not found", commit=commit, error=str(error))
+            return {}
+
+
+def _generation(entry: Entry | None) -> int | None:
+    return entry.generation if entry is not None else None
