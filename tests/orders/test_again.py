@@ -98,6 +98,17 @@ def test_refresh_takes_the_newest(held: Held, packages: SimpleIndex) -> None:
     assert held.version() == "1.0"
 
 
+def test_refresh_asks_the_index(held: Held, packages: SimpleIndex) -> None:
+    """A release is found although uv may believe for hours what the index said before it."""
+    packages.pages_fresh_for = 36_000
+    make(held, "gamma")
+    packages.add_wheel("gamma", "2.0")
+    make(held, "gamma>=1")
+    assert held.version() == "1.0"
+    held.order("refresh", "wf/a")
+    assert held.version() == "2.0"
+
+
 def test_refresh_survives_a_restart(held: Held, packages: SimpleIndex) -> None:
     """Of two generations of the same content the next start serves the newer, also where the index was lost."""
     make(held, "gamma")

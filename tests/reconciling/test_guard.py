@@ -199,11 +199,32 @@ def test_rewritten_history(fabric: Fabric) -> None:
         index = wait_until_held(fabric, commit)
         assert index["environments"] == before["environments"]
         assert "--adopt" in index["problems"][0]["message"]
-        assert "--adopt" in order(fabric, "confirm", commit, expect=2).stderr
+        # The command can't begin on such a repository itself; the daemon that runs says what it knows.
+        assert "--adopt" in order(fabric, "confirm", commit, expect=1).stderr
+        assert "gc" not in order(fabric, "gc").stderr
         daemon.wait_for_metric("envfabric_revision_held_back", 1)
     done = fabric.command("run", "--once", "--adopt", "--config", fabric.configure())
     assert done.returncode == 0, done.stderr
     assert fabric.index()["revision"] == commit
+
+
+def test_spec_folder_that_goes(fabric: Fabric) -> None:
+    """A commit that removes the folder with the specs removes them all: held back, by a restart too, and confirmed."""
+    fabric.settings["path"] = "envs"
+    fabric.repo.spec_dir = "envs"
+    fabric.repo.write("README.md", "specs\n")
+    fabric.repo.spec("wf/a")
+    fabric.repo.commit()
+    with fabric.daemon() as daemon:
+        before = daemon.wait_for_index(fabric.repo.head)
+        fabric.repo.remove("envs")
+        commit = fabric.repo.commit("no specs")
+        index = wait_until_held(fabric, commit)
+        assert index["environments"] == before["environments"]
+        assert [one["path"] for one in index["problems"]] == ["envs"]
+    assert fabric.run_once(expect=1)["environments"] == before["environments"]
+    order(fabric, "confirm", commit)
+    assert (fabric.index()["revision"], fabric.index()["environments"]) == (commit, {})
 
 
 def test_adopt_confirms_the_first_revision(fabric: Fabric) -> None:

@@ -190,7 +190,7 @@ def test_a_start_without_its_remote(remote_fabric: Fabric, host: GitServer) -> N
     ("name", "folder", "told"),
     [
         ("other.git", "", "serves the repository that began with"),
-        ("specs.git", "none", "is no folder in commit"),
+        ("specs.git", "none", "(path 'none')"),
     ],
 )
 def test_a_remote_that_is_not_what_root_serves(

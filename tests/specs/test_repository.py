@@ -123,11 +123,22 @@ def test_spec_path_stays_inside(repo: SpecRepo, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["gone", "wf/a/pyproject.toml", "wf/gone"])
-def test_missing_spec_path_is_an_error_of_the_source(repo: SpecRepo, opened: ExitStack, path: str) -> None:
-    """A commit without the spec directory is an error: it must not look like one without specs."""
+def test_missing_spec_path_is_told(repo: SpecRepo, opened: ExitStack, path: str) -> None:
+    """A commit without the spec directory has no entries, and says that it is for this reason."""
     source = opened.enter_context(Repository(repo.path, spec_path=path))
-    with pytest.raises(SourceError, match=f"{path} is no folder in commit"):
-        source.tree(repo.head)
+    assert not source.has_spec_path(repo.head)
+    assert source.tree(repo.head) == []
+    assert opened.enter_context(Repository(repo.path, spec_path="wf/a")).has_spec_path(repo.head)
+
+
+def test_damaged_spec_path_is_an_error(repo: SpecRepo, opened: ExitStack) -> None:
+    """A folder on the way that can't be read is an error of the source: it must not look like one without specs."""
+    source = opened.enter_context(Repository(repo.path, spec_path="wf/a"))
+    oid = repo.git("rev-parse", "HEAD:wf")
+    (repo.path / ".git" / "objects" / oid[:2] / oid[2:]).unlink()
+    for ask in (source.has_spec_path, source.tree):
+        with pytest.raises(SourceError, match="git ls-tree"):
+            ask(repo.head)
 
 
 @pytest.mark.parametrize("path", ["wf", "/wf/", "./wf", "wf//"])
@@ -365,8 +376,7 @@ def test_what_can_not_be_read_is_heard(repo: SpecRepo, opened: ExitStack) -> Non
     source = opened.enter_context(Repository(repo.path, doubted=lambda: doubts.append(None)))
     good, bad = blob(source, "wf/a/pyproject.toml"), blob(source, "wf/a/big")
     assert source.read(good)
-    with pytest.raises(SourceError):
-        Repository(repo.path, spec_path="none").check_spec_path(repo.head)
+    assert not Repository(repo.path, spec_path="none").has_spec_path(repo.head)
     assert doubts == []
     object_file(repo, bad).unlink()
     for ask in (source.read, source.size):

@@ -33,6 +33,7 @@ class SimpleIndex:
         """`hashes`: whether links say the SHA-256 of what they lead to; some indexes do not.
 
         `immutable`, to be set: whether files are said never to change, so that nobody asks for one twice.
+        `pages_fresh_for`, to be set: seconds for which pages may be believed without asking again.
         `uploads`, to be filled: when each file, by its name, was uploaded, such as 2026-01-31T00:00:00Z. Pages
         are JSON then, the only form that tells this, and sizes. `files_at`, to be set: the beginning of an address
         that files are said to be at instead of this server's own.
@@ -40,6 +41,7 @@ class SimpleIndex:
         self.folder = folder
         self.hashes = hashes
         self.immutable = True
+        self.pages_fresh_for = 0
         self.uploads: dict[str, str] = {}
         self.files_at: str | None = None
         self.fail_with: int | None = None
@@ -185,7 +187,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         # A file of a given name never changes on a real index; the pages do.
         kept = file and self.server.index.immutable
-        self.send_header("Cache-Control", "max-age=365000000, immutable" if kept else "no-cache")
+        fresh = f"max-age={self.server.index.pages_fresh_for}"
+        self.send_header(
+            "Cache-Control", "max-age=365000000, immutable" if kept else fresh if not file else "no-cache"
+        )
         if status == HTTPStatus.UNAUTHORIZED:
             self.send_header("WWW-Authenticate", 'Basic realm="index"')
         self.end_headers()

@@ -129,17 +129,19 @@ class Resolver:
             return self._resolution(closure, spec.lock, "committed")
         return self._resolution(closure, with_project(text, spec.name, spec.version).encode(), "resolved")
 
-    def resolve(self, spec: Spec, python: Interpreter, base: bytes | None) -> Resolution:
+    def resolve(
+        self, spec: Spec, python: Interpreter, base: bytes | None, *, fresh: bool = False
+    ) -> Resolution:
         """Asks uv for the closure of a spec. `base` is the lock whose versions are kept where they fit.
 
-        Raises `SpecError`.
+        With `fresh` uv asks the index also for what it would still believe of it. Raises `SpecError`.
         """
         with self._staging() as staging:
             self._lay_out(staging.project, spec)
             if spec.lock is not None:
                 lock = self._check(spec, staging, python)
             else:
-                lock = self._lock(spec, staging, python, base)
+                lock = self._lock(spec, staging, python, base, fresh=fresh)
             if lock.depends_on(spec.name):
                 # uv takes the project itself for that package, and the environment would lack it.
                 raise SpecError(
@@ -150,7 +152,7 @@ class Resolver:
             urls: list[str] = []
             where = f"{spec.id}/uv.lock" if spec.lock is not None else spec.id
             closure = make_closure(
-                self._applying(spec, staging, python),
+                self._applying(spec, staging, python, lock),
                 lock,
                 python,
                 install_options(json.loads(spec.ask)["uv"]),
@@ -218,13 +220,17 @@ class Resolver:
             finished.stderr,
         )
 
-    def _lock(self, spec: Spec, staging: Staging, python: Interpreter, base: bytes | None) -> Lock:
+    def _lock(
+        self, spec: Spec, staging: Staging, python: Interpreter, base: bytes | None, *, fresh: bool
+    ) -> Lock:
         path = staging.project / "uv.lock"
         own = json.loads(spec.ask)["uv"].get("exclude-newer")
         bound = cutoff_for(self._cutoff(), own, self._uv, self._files, staging, python)
         # uv chooses versions as if these could be built, and no others.
         buildable = build_arguments(self._policy.build_from_source)
         arguments = ["lock", *bound.arguments, *buildable, "--python", python.path]
+        if fresh:
+            arguments.append("--refresh")
         home = self._home(staging, "home-locking")
         # A base may be of a newer uv's schema, or in the way of the new requirements: then begin anew.
         for start in [base, None] if base is not None else [None]:
@@ -244,7 +250,9 @@ class Resolver:
             self._files.unlink(path)
         raise error
 
-    def _applying(self, spec: Spec, staging: Staging, python: Interpreter) -> list[tuple[str, str]]:
+    def _applying(
+        self, spec: Spec, staging: Staging, python: Interpreter, lock: Lock
+    ) -> list[tuple[str, str]]:
         finished = self._uv.run(
             [
                 *sync_arguments(spec.table.extras, spec.table.groups, python),
@@ -263,7 +271,29 @@ class Resolver:
         if finished.code != 0:
             raise failure(f"planning {spec.id}", finished, Reason.UNRESOLVABLE)
         changes = json.loads(finished.stdout)["sync"]["changes"]
-        return [(one["name"], one["version"]) for one in changes if one["action"] == "installed"]
+        return [
+            (
+                one["name"],
+                one["version"] if "version" in one else self._direct_version(one["name"], lock, spec),
+            )
+            for one in changes
+            if one["action"] == "installed"
+        ]
+
+    def _direct_version(self, name: str, lock: Lock, spec: Spec) -> str:
+        """The version of what comes from no index, which uv does not tell where it would have to get it first."""
+        found = {
+            one.get("version")
+            for one in lock.packages
+            if one["name"] == name and "registry" not in one["source"]
+        }
+        if len(found) == 1 and (version := next(iter(found))) is not None:
+            return str(version)
+        raise SpecError(
+            Reason.POLICY,
+            f"{spec.id}: which version of {name} applies here can't be told, because it is made up when it is built, "
+            "or the lock has several. Take it from one address, and write its version down.",
+        )
 
     def _hash(
         self, spec: Spec, staging: Staging, python: Interpreter, lock: Lock, told: list[str], urls: list[str]

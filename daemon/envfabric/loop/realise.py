@@ -64,6 +64,8 @@ class Unresolved:
     base: bytes | None
     key: str
     """Equal for all who would get the same answer."""
+    fresh: bool = False
+    """Whether the index is asked for what uv still remembers of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +203,7 @@ class Realiser:
         key = self._resolver.key(spec, python, base)
         known = self._resolver.known(spec, key, since)
         if known is None:
-            return Unresolved(request, spec, python, base, key)
+            return Unresolved(request, spec, python, base, key, fresh=since is not None)
         return self._locate(request, spec, key, known)
 
     def _kept(self, request: Request, error: Exception) -> Generation:
@@ -219,7 +221,9 @@ class Realiser:
         """Asks uv; gives the seconds that it took, too. Raises `SpecError`, `StoreError`, `OSError`."""
         began, request = time.monotonic(), unresolved.request
         try:
-            resolution = self._resolver.resolve(unresolved.spec, unresolved.python, unresolved.base)
+            resolution = self._resolver.resolve(
+                unresolved.spec, unresolved.python, unresolved.base, fresh=unresolved.fresh
+            )
             located = self._locate(request, unresolved.spec, unresolved.key, resolution)
         except (SpecError, StoreError, OSError) as error:
             instead = self._located(request, self._kept(request, error), "wanted")

@@ -10,6 +10,7 @@ from typing import Any
 from envfabric.core.errors import ConfigError, StoreError
 from envfabric.service.daemon import Daemon
 from envfabric.service.settings import Settings
+from envfabric.specs.repository import SourceError
 from envfabric.store.files import Files
 from envfabric.store.requests import Answer, Asker, owner
 from envfabric.store.root import Root, open_root
@@ -51,18 +52,27 @@ def _carrying_out(
     settings: Settings, command: str, arguments: dict[str, Any], on_wait: Callable[[], None]
 ) -> tuple[Root, CarryOut]:
     """ROOT, and what carries the order out here where nobody else holds it."""
+    reason: ConfigError | SourceError
     if settings.repo is not None or settings.root is None:
-        daemon = Daemon(settings)
-        return daemon.root, lambda before: daemon.carry_out(command, arguments, on_wait, before)
+        try:
+            daemon = Daemon(settings)
+            return daemon.root, lambda before: daemon.carry_out(command, arguments, on_wait, before)
+        except (ConfigError, SourceError) as error:
+            # A daemon that runs may well do it: what it serves does not hang on what can be read here and now.
+            if settings.root is None:
+                raise
+            reason = error
+    else:
+        reason = ConfigError(
+            f"no daemon holds {settings.root}, and to do it here the spec repository is needed: use --repo, "
+            "ENVFABRIC_REPO or repo in envfabric.toml"
+        )
     root = open_root(settings.root)
 
     def only_where_held(before: Callable[[], None]) -> Answer:
         with Writer(root, Files()).acquire():
             before()
-        raise ConfigError(
-            f"no daemon holds {root.path}, and to do it here the spec repository is needed: use --repo, "
-            "ENVFABRIC_REPO or repo in envfabric.toml"
-        )
+        raise reason
 
     return root, only_where_held
 

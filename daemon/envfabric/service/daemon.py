@@ -330,7 +330,13 @@ class Daemon:
             branch = repository.branch
             what = f"no branch {branch!r} with a commit" if branch else "no commit yet"
             raise ConfigError(f"{repository.path} has {what}; commit a spec first.")
-        repository.check_spec_path(commit)
+        # A commit that removed the folder is one that removes all specs, and held back as such. Where nothing is
+        # published yet, the folder's name is a mistake.
+        if not repository.has_spec_path(commit) and not self.root.index.exists():
+            raise SourceError(
+                f"{repository.spec_path} is no folder in commit {commit[:12]} of {repository.path}; give --path the "
+                "folder with the specs"
+            )
         if not self._adopt:
             check_source(self.root, repository.root_commits(commit), repository.spec_path)
         return commit

@@ -128,17 +128,21 @@ class Repository:
         """The ancestors of `commit` without a parent, the oldest first: they name the repository in any clone."""
         return self._run("rev-list", "--max-parents=0", commit).decode().split()[::-1]
 
-    def check_spec_path(self, commit: str) -> None:
-        """Raises `SourceError` where `commit` has no such folder."""
-        if self.spec_path and self._ask("cat-file", "-t", f"{commit}:{self.spec_path}") != "tree":
-            raise SourceError(f"{self.spec_path} is no folder in commit {commit[:12]} of {self.path}")
+    def has_spec_path(self, commit: str) -> bool:
+        """Whether `commit` has the folder with the specs. Raises `SourceError` where that can't be read."""
+        if not self.spec_path:
+            return True
+        listed = list(self.listing("ls-tree", "-d", "-z", "--full-tree", commit, "--", self.spec_path))
+        return any(line.split(b" ", 2)[1] == b"tree" for line in listed)
 
     def tree(self, commit: str, below: Sequence[str] = ()) -> list[TreeItem]:
         """Every entry below the spec folder at `commit`, folders too, paths relative to it.
 
-        With `below` only what lies at and below these paths, and the folders that lead there.
+        With `below` only what lies at and below these paths, and the folders that lead there. None where there is
+        no spec folder. Raises `SourceError`.
         """
-        self.check_spec_path(commit)
+        if not self.has_spec_path(commit):
+            return []
         items = []
         listed = ("ls-tree", "-r", "-t", "-z", "--full-tree", self._specs_of(commit), "--", *below)
         for line in self._bounded(commit, self.listing(*listed)):
