@@ -112,7 +112,7 @@ def test_dead_lock_of_one_does_not_fail_another(fabric: Fabric) -> None:
     good = fabric.repo.work / "zz"
     good.rename(fabric.folder / "zz")
     fabric.repo.commit()
-    hold = fabric.packages.hold()
+    hold = fabric.packages.hold(kind="gone")
     try:
         with fabric.daemon() as daemon:
             wait_for(lambda: daemon.events("build") or None, message="the dead one is not built")

@@ -87,7 +87,7 @@ class SimpleIndex:
     def hold(self, project: str | None = None, *, kind: str | None = None) -> threading.Event:
         """Let every answer, or those for one project, wait until the event is set.
 
-        `kind`: only answers that are its "files", or its page ("simple").
+        `kind`: only answers whose path begins so: its "files", its page ("simple"), or what it does not have.
         """
         event = threading.Event()
         self._holds.append((project and normalized(project), kind, event))
@@ -96,7 +96,7 @@ class SimpleIndex:
     def answer(self, path: str, authorization: str | None) -> tuple[int, bytes]:
         """The status and the body for one request."""
         kind, _, name = unquote(urlsplit(path).path).strip("/").partition("/")
-        project = _project(name) if kind == "files" else normalized(name)
+        project = normalized(name) if kind == "simple" else _project(name)
         self._requests.append(path)
         for held, of_kind, event in self._holds.copy():
             if held in (None, project) and of_kind in (None, kind):
