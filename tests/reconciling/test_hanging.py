@@ -21,6 +21,10 @@ def test_fifty_specs_of_which_ten_hang_and_ten_fail(fabric: Fabric) -> None:
     """
     packages, repo = fabric.packages, fabric.repo
     fabric.settings["builders"] = 6
+    # What the index serves its files from is known then, also of packages that it does not have any more.
+    repo.spec("first/one", ["beta"])
+    repo.commit()
+    fabric.run_once()
     kinds = {"good": 30, "asks": 5, "waits": 5, "gone": 5}
     for kind, count in kinds.items():
         for number in range(count):
