@@ -3,12 +3,14 @@
 import contextlib
 import os
 import signal
+import subprocess
 import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
+from envfabric.build import uv
 from envfabric.build.scope import Scope, Stopped
 from envfabric.build.uv import LOCK_MEMORY, Finished, Uv, failure
 from envfabric.core.errors import Reason, SpecError
@@ -135,6 +137,19 @@ def test_stop_ends_what_runs_and_lets_nothing_start(root: Root, tmp_path: Path) 
     wait_for(lambda: all(map(ended, found)), timeout=10, message="a child lives on")
     with pytest.raises(Stopped):
         uv.run(["--version"], cwd=tmp_path)
+
+
+def test_number_of_a_process_that_was_waited_for_is_let_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be another's by then."""
+    killed: list[int] = []
+    monkeypatch.setattr(os, "killpg", lambda group, _: killed.append(group))
+    process = subprocess.Popen(["sleep", "600"], text=True, start_new_session=True)
+    uv._end(process)
+    assert killed == [process.pid]
+    process.kill()
+    process.wait()
+    uv._end(process)
+    assert killed == [process.pid]
 
 
 def test_descriptor_is_inherited_and_nothing_else(root: Root, tmp_path: Path) -> None:

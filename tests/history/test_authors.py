@@ -9,6 +9,7 @@ from envfabric.specs import authors
 from envfabric.specs.authors import Change, who_changed
 from envfabric.specs.repository import Repository, SourceError
 from envfabric.specs.tree import find_specs
+from support.git_front import before_git
 from support.spec_repo import SpecRepo
 
 BEA = "Bea B <bea@example.com>"
@@ -132,7 +133,7 @@ def test_what_is_too_far_back_is_the_revisions(
     assert (found["wf/b"].commit, found["wf/b"].touches) == (repo.head, True)
     monkeypatch.undo()
     assert who(source)["wf/a"].commit == first
-    monkeypatch.setattr(authors, "MOST_BYTES", 1000)
+    monkeypatch.setattr(authors, "MOST_BYTES", 20_000)
     for number in range(500):
         repo.write(f"{repo.spec_dir}/wf/b/{number}/{'x' * 200}".lstrip("/"), "")
     many = repo.commit("many files")
@@ -196,3 +197,40 @@ def test_programs_of_the_repository_are_not_run(repo: SpecRepo, source: Reposito
     repo.git("reset", "--quiet", "--hard", commit)
     assert who(source)["wf/a"].commit == commit
     assert not told.exists()
+
+
+def test_search_that_does_not_end_is_given_up(
+    repo: SpecRepo, source: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A history that git walks without end keeps nobody: the change is put down to the revision, and says so."""
+    repo.spec("wf/a")
+    first = repo.commit()
+    repo.spec("wf/b")
+    newest = repo.commit()
+    monkeypatch.setattr(authors, "MOST_SECONDS", 0.3)
+    before_git(tmp_path, monkeypatch, 'case "$*" in *--no-patch*) ;; log*) sleep 600 & wait;; esac')
+    found = who(source, first)
+    assert {one: (change.commit, change.touches) for one, change in found.items()} == {
+        "wf/a": (newest, False),
+        "wf/b": (newest, False),
+    }
+    assert found["wf/a"].author == "Spec Author"
+
+
+def test_long_subject_is_cut_by_git(
+    repo: SpecRepo, source: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A subject of any length takes no room from what else git says: the commit before it is found."""
+    monkeypatch.setattr(authors, "MOST_BYTES", 20_000)
+    repo.spec("wf/a")
+    first = repo.commit()
+    repo.git("add", "--all")
+    (tmp_path / "message").write_text("x" * 300_000)
+    repo.git("commit", "--quiet", "--allow-empty", "--file", str(tmp_path / "message"))
+    repo.spec("wf/b")
+    second = repo.commit()
+    found = who(source)
+    assert {one: (change.commit, change.touches) for one, change in found.items()} == {
+        "wf/a": (first, True),
+        "wf/b": (second, True),
+    }

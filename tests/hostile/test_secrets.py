@@ -67,6 +67,11 @@ def by_setting(fabric: Fabric) -> None:
     fabric.settings["index"] = with_userinfo(fabric)
 
 
+def by_settings_variable(fabric: Fabric) -> None:
+    """The same by the setting's variable."""
+    fabric.variables["ENVFABRIC_INDEX"] = with_userinfo(fabric)
+
+
 def with_userinfo(fabric: Fabric) -> str:
     return fabric.packages.url.replace("://", f"://{USER}:{QUOTED}@")
 
@@ -86,6 +91,7 @@ WAYS: dict[str, Callable[[Fabric], None]] = {
     "systemd-netrc": by_systemd_netrc,
     "default-index": by_default_index,
     "setting": by_setting,
+    "settings-variable": by_settings_variable,
 }
 BY_NAME = {"variables", "netrc", "systemd", "systemd-netrc"}
 """Ways that give the credentials of an index that the specs name."""
@@ -151,7 +157,7 @@ def test_password_is_in_no_message_of_a_failing_index(fabric: Fabric, way: str) 
     assert_nowhere(fabric, said | {"stderr": "".join(daemon.lines)})
 
 
-@pytest.mark.parametrize("way", ["variables", "systemd", "setting"])
+@pytest.mark.parametrize("way", ["variables", "systemd", "setting", "settings-variable"])
 def test_password_is_in_the_environment_of_uv_alone(fabric: Fabric, way: str) -> None:
     """While uv waits for the index: the password is in uv's environment, and in no other child's; in no arguments."""
     WAYS[way](fabric)

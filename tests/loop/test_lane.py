@@ -70,6 +70,46 @@ def test_fresh_work_goes_before_what_failed() -> None:
     assert order == ["a", "b", "c", "tried"]
 
 
+def test_what_failed_makes_room_where_there_is_one_slot() -> None:
+    """It runs while nothing else waits, and is in the way of fresh work from then on; with more slots it never is."""
+    lane: Lane[str] = Lane(1)
+    lane.add("tried", "x", tried=True)
+    assert len(list(lane.start())) == 1
+    assert lane.in_the_way() == []
+    lane.add("other", "z", tried=True)
+    assert lane.in_the_way() == []
+    lane.add("fresh", "y")
+    assert lane.in_the_way() == [("tried", ["x"])]
+    lane.end("tried")
+    assert lane.in_the_way() == []
+    assert [key for key, _ in lane.start()] == ["fresh"]
+    lane.add("later", "y")
+    assert lane.in_the_way() == []
+    wide: Lane[str] = Lane(2)
+    wide.add("tried", "x", tried=True)
+    wide.add("other", "x", tried=True)
+    assert len(list(wide.start())) == 1
+    for key in ("fresh", "later"):
+        wide.add(key, "y")
+    assert len(list(wide.start())) == 1
+    assert wide.in_the_way() == []
+
+
+def test_what_was_passed_over_keeps_its_turn() -> None:
+    """What had its turn before fresh work is not ended for it: else it would never come to an end."""
+    lane: Lane[str] = Lane(1)
+    lane.add("tried", "x", tried=True)
+    for number in range(PASSED_OVER + 2):
+        lane.add(f"fresh-{number}", "y")
+    for key, _ in lane.start():
+        if key == "tried":
+            break
+        lane.end(key)
+    assert lane.queued(tried=False) == 2
+    assert [key for key, _ in lane.runs()] == ["tried"]
+    assert lane.in_the_way() == []
+
+
 def test_turn_of_what_failed_comes_after_a_bounded_number() -> None:
     """With a full queue of fresh work, exactly so many go before one that failed before, again and again."""
     lane: Lane[int] = Lane(1)

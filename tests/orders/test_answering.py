@@ -98,6 +98,26 @@ def test_a_daemon_that_would_end_waits_for_a_while(desk: Desk) -> None:
     assert not desk.answering.open
 
 
+def test_an_outcome_that_can_not_be_read_now_is_asked_for_again(desk: Desk) -> None:
+    """A NAS that is away for a moment ends neither the order nor the loop; `run --once` waits for a while only."""
+    away = [True]
+    asked: list[float] = []
+
+    def poll() -> Answer:
+        asked.append(desk.now)
+        if away:
+            raise OSError(116, "Stale file handle")
+        return Answer(True, "done")
+
+    desk.answering.add(desk.request, poll)
+    assert desk.go_on(20) == ["request not answered"]
+    assert len(asked) == PATIENCE
+    assert not desk.answering.open
+    away.clear()
+    assert desk.go_on(int(RETRY_MOST)) == ["answered"]
+    assert desk.asker.answer() == Answer(True, "done")
+
+
 def test_one_that_can_not_be_answered_keeps_no_other(desk: Desk) -> None:
     """Each has a time of its own."""
     desk.error = OSError(28, "No space left on device")

@@ -1,5 +1,6 @@
 """Signatures are asked for at the gate: a commit without one is not reconciled, and says so."""
 
+import json
 import shutil
 import subprocess
 
@@ -31,6 +32,10 @@ def test_unsigned_commit_is_held_back(fabric: Fabric) -> None:
     signed = fabric.run_once()
     assert signed["revision"] == fabric.repo.head
     assert signed["problems"] == []
+    told = json.loads(fabric.command("history", "wf/a", "--json", "--root", fabric.root).stdout)
+    (made,) = told["generations"]
+    fingerprint = subprocess.run(["ssh-keygen", "-lf", str(key)], capture_output=True, text=True, check=True)
+    assert made["signed_by"] == {"name": "author@example.com", "key": fingerprint.stdout.split()[1]}
     fabric.repo.spec("wf/b")
     second = fabric.repo.commit()
     index = fabric.run_once(expect=1)

@@ -1,10 +1,38 @@
 """Content that was published before is served again as it was: no uv, no question to an index, lock and digest too."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.fabric import Fabric, RunningDaemon
+
+COUNTING = """
+import os, sys
+
+def note(event, arguments):
+    if event == "subprocess.Popen":
+        with open({log!r}, "a") as file:
+            file.write(os.path.basename(os.fsdecode(arguments[1][0])) + "\\n")
+
+sys.addaudithook(note)
+"""
+"""Python's own audit hook hears of every process that the daemon starts, however it finds the program."""
+
+
+@pytest.fixture
+def started(fabric: Fabric) -> Path:
+    """The file with the names of all programs that the fabric's commands have started."""
+    folder, log = fabric.folder / "counting", fabric.folder / "started"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(COUNTING.format(log=str(log)))
+    fabric.variables["PYTHONPATH"] = str(folder)
+    return log
+
+
+def uv_runs(started: Path) -> int:
+    """How often uv was started."""
+    return started.read_text().split().count("uv")
 
 
 def figures(fabric: Fabric, daemon: RunningDaemon) -> tuple[float, float, list[str]]:
@@ -23,7 +51,7 @@ def kept(fabric: Fabric, entry: dict[str, Any]) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("how", ["revert", "branch", "restored"])
-def test_republished_as_it_was(fabric: Fabric, how: str) -> None:
+def test_republished_as_it_was(fabric: Fabric, started: Path, how: str) -> None:
     """A `git revert`, a switch of the branch and back, a file that is restored by hand."""
     fabric.repo.spec("wf/a", ["gamma"])
     fabric.repo.commit()
@@ -35,7 +63,8 @@ def test_republished_as_it_was(fabric: Fabric, how: str) -> None:
         path = fabric.repo.spec("wf/a", ["gamma<2"])
         second = daemon.wait_for_index(fabric.repo.commit())["environments"]["wf/a"]
         assert second["serving"] != first["serving"]
-        before = figures(fabric, daemon)
+        before, ran = figures(fabric, daemon), uv_runs(started)
+        assert ran > 2, "uv's processes are not counted"
         requests = daemon.metric("envfabric_closure_requests_total")
         hits = daemon.metric("envfabric_closure_hits_total")
         if how == "revert":
@@ -51,5 +80,6 @@ def test_republished_as_it_was(fabric: Fabric, how: str) -> None:
         assert (entry["generation"], entry["serving"]) == (first["generation"], first["serving"])
         assert kept(fabric, entry) == files
         assert figures(fabric, daemon) == before
+        assert uv_runs(started) == ran
         daemon.wait_for_metric("envfabric_closure_requests_total", requests + 1)
         daemon.wait_for_metric("envfabric_closure_hits_total", hits + 1)

@@ -311,6 +311,19 @@ def test_a_look_from_this_host(asking: Callable[[str | None], tuple[list[None], 
     assert len(looks) == 2
 
 
+def test_a_refusal_is_heard_after_a_large_body(
+    asking: Callable[[str | None], tuple[list[None], Asked]],
+) -> None:
+    """Whoever sends a push event of many megabytes hears why it is refused, and no broken connection."""
+    body = b"x" * 8_000_000
+    looks, ask = asking("right-token")
+    assert ask(body=body) == 401
+    assert ask(body=body, Origin="https://page.example") == 403
+    assert ask("PUT", body=body) == 405
+    assert asking(None)[1](body=body, X_Forwarded_For="192.0.2.1") == 403
+    assert looks == []
+
+
 def test_a_look_with_a_token(asking: Callable[[str | None], tuple[list[None], Asked]]) -> None:
     """With a token it is the one thing that counts, from this host, too."""
     looks, ask = asking("right-token")

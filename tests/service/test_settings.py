@@ -174,6 +174,10 @@ def test_unknown_variable_names_the_nearest(monkeypatch: pytest.MonkeyPatch, nam
         ("pythons = '/usr/bin'", "pythons"),
         ("root = 3", "root"),
         ("leases = 3", "leases"),
+        ("[prune]\nconfirmed = ''", "prune.confirmed"),
+        ("[prune]\nconfirmed = 'abcdef'", "prune.confirmed"),
+        ("[prune]\nconfirmed = 'main-branch'", "prune.confirmed"),
+        ("[prune]\nconfirmed = 'abcdef0 '", "prune.confirmed"),
         ("[gc]\ngrace = -1", "gc.grace"),
         ("[gc]\ngenerations = 0", "gc.generations"),
         ("[gc]\nmin_free = 100", "gc.min_free"),
@@ -189,6 +193,13 @@ def test_wrong_value_names_its_setting(text: str, setting: str) -> None:
     write(text)
     with pytest.raises(ConfigError, match=rf"^{setting} = "):
         load_settings(None, {})
+
+
+@pytest.mark.parametrize("commit", ["0123abc", "ABCDEF0", "0" * 40, "f" * 64])
+def test_commit_that_is_confirmed(commit: str) -> None:
+    """As git writes it, in full or the first 7 digits or more."""
+    write(f"[prune]\nconfirmed = '{commit}'")
+    assert load_settings(None, {}).prune.confirmed == commit
 
 
 def test_wrong_variable_names_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:

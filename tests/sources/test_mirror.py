@@ -18,6 +18,7 @@ from envfabric.specs.mirror import Mirror
 from envfabric.specs.remote import remote_of
 from envfabric.specs.repository import TOO_LARGE_FROM, Repository, SourceError
 from support.fabric import Fabric
+from support.git_front import before_git
 from support.git_server import GitServer
 from support.spec_repo import SpecRepo
 from support.waiting import wait_for
@@ -386,6 +387,7 @@ def test_credentials_stand_nowhere(
 ) -> None:
     """A password opens the host, and is in no file, no command line and no message; no helper writes it down."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("GIT_CONFIG_GLOBAL", raising=False)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / ".gitconfig").write_text("[credential]\n\thelper = store\n")
     wrapped = tmp_path / "bin"
@@ -405,6 +407,8 @@ def test_credentials_stand_nowhere(
             file.write_text(f"http://us%40er:pa%2Fss%25w%C3%B6rd@127.0.0.1:{host.port}\n")
             mirror = make_mirror(host.url("specs.git"), credentials=file)
         assert mirror.fetch() == remote.head
+        # At once: what a helper wrote down of a good fetch it would take back after a bad one.
+        assert [one.name for one in (tmp_path / "home").iterdir()] == [".gitconfig"]
         host.authorization = "Basic other"
         with pytest.raises(SourceError, match="Give credentials") as failed:
             mirror.fetch()
@@ -503,3 +507,80 @@ def test_another_processs_fetch_is_waited_for(
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(SourceError, match="another process has been fetching"):
             mirror.fetch()
+
+
+@pytest.mark.parametrize(("limit", "most"), [("MAX_ENTRIES", 6), ("MOST_LISTED", 512)])
+def test_more_than_the_loop_reads_is_not_followed(
+    remote: SpecRepo, make_mirror: MakeMirror, monkeypatch: pytest.MonkeyPatch, limit: str, most: int
+) -> None:
+    """Where a commit unfolds to more than is read, what it needs is not known: it is told, and the last one stays."""
+    mirror = make_mirror(remote.path.as_uri())
+    first = mirror.fetch()
+    monkeypatch.setattr(following, limit, most)
+    for name in "bcdefgh":
+        remote.spec(f"wf/{name}")
+    many = remote.commit()
+    for _ in range(2):
+        with pytest.raises(SourceError, match=f"commit {many[:12]} has, or changes, more than"):
+            mirror.fetch()
+        assert head(mirror) == first
+    monkeypatch.undo()
+    assert mirror.fetch() == many
+    assert len(read_all(mirror)) == 8
+
+
+def test_look_into_a_mirror_that_takes_too_long_is_given_up(
+    remote: SpecRepo, tmp_path: Path, make_mirror: MakeMirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A doubtful mirror that can't be looked through in time is replaced, not doubted for ever."""
+    mirror = make_mirror(remote.path.as_uri())
+    first = mirror.fetch()
+    inode = mirror.path.stat().st_ino
+    monkeypatch.setattr(following, "_SHARE_OF_CHECK", 0.02)
+    before_git(tmp_path, monkeypatch, 'case "$*" in fsck*) sleep 600;; esac')
+    mirror.doubt()
+    assert mirror.fetch() == first
+    assert mirror.path.stat().st_ino != inode
+    assert set(read_all(mirror)) == {"wf/a/pyproject.toml"}
+
+
+def test_fetch_that_takes_too_long_says_what_to_do(
+    remote: SpecRepo, host: GitServer, make_mirror: MakeMirror
+) -> None:
+    """A first fetch begins anew each time: its time has to be enough for all, and the message names the setting."""
+    host.hold()
+    with pytest.raises(SourceError, match=r"longer than fetch\.timeout = 0\.5 s .*raise fetch\.timeout"):
+        make_mirror(host.url("specs.git"), timeout=0.5).fetch()
+
+
+def test_ssh_command_of_the_operators_settings(
+    remote: SpecRepo, tmp_path: Path, make_mirror: MakeMirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """core.sshCommand of the operator's own settings is used, without questions; the mirror's is not."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_SSH_COMMAND", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("ssh", "bad"):
+        (tmp_path / name).write_text(
+            f'#!/bin/sh\necho "$0 $@" >> {tmp_path}/told\nfor last; do :; done\nexec sh -c "$last"\n'
+        )
+        (tmp_path / name).chmod(0o755)
+    (home / ".gitconfig").write_text(
+        f"[core]\n\tsshCommand = {tmp_path}/ssh -i /etc/key\n[ssh]\n\tvariant = ssh\n"
+    )
+    mirror = make_mirror(f"git@host.example:{remote.path}")
+    assert mirror.fetch() == remote.head
+    subprocess.run(["git", "-C", mirror.path, "config", "core.sshCommand", str(tmp_path / "bad")], check=True)
+    remote.spec("wf/b")
+    assert mirror.fetch() == remote.commit() or mirror.fetch() == remote.head
+    for line in (tmp_path / "told").read_text().splitlines():
+        assert line.startswith(f"{tmp_path}/ssh -i /etc/key -o BatchMode=yes "), line
+
+
+@pytest.mark.parametrize("branch", ["--x", "a..b", "a:refs/heads/followed", "*", "a b"])
+def test_branch_that_git_could_misread_is_refused(make_mirror: MakeMirror, branch: str) -> None:
+    """As with a repository of this machine, what can't be a branch is wrong configuration."""
+    with pytest.raises(ConfigError, match="is not a branch name"):
+        make_mirror("https://host.example/specs.git", branch=branch)

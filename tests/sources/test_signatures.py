@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from envfabric.core.errors import ConfigError, HeldBack
+from envfabric.specs import signatures
 from envfabric.specs.repository import Repository, SourceError
 from envfabric.specs.signatures import Signatures
+from support.git_front import before_git
 from support.spec_repo import SpecRepo
 
 
@@ -134,8 +136,14 @@ def test_gpg_signatures(
     monkeypatch.setenv("GNUPGHOME", str(other))
     source = opened.enter_context(Repository(repo.path))
     checked.check(source, good)
+    keys = gpg(listed, "--list-keys", "--with-colons").decode()
+    proven = checked.signer(good)
+    assert proven is not None
+    assert "listed@example.com" in proven["name"]
+    assert f":{proven['key']}:" in keys
     with pytest.raises(HeldBack, match=r"one of a key that is not listed; .*ring"):
         checked.check(source, bad)
+    assert checked.signer(bad) is None
 
 
 @pytest.mark.parametrize("kind", ["ssh", "gpg"])
@@ -221,3 +229,37 @@ def test_lists_that_are_not_there_are_told(repo: SpecRepo, tmp_path: Path, opene
         checked.check(source, "0" * 40)
     signers(tmp_path, key)
     checked.check(source, good)
+
+
+def test_large_commit(repo: SpecRepo, tmp_path: Path, opened: ExitStack) -> None:
+    """A commit of more bytes than are looked at for the kind of its signature is judged like any other."""
+    key = ssh_key(tmp_path, "listed")
+    checked = Signatures(True, allowed_signers=signers(tmp_path, key))
+    repo.git("add", "--all")
+    (tmp_path / "message").write_text("x\n\n" + "many words\n" * 200_000)
+    commit = ("commit", "--quiet", "--allow-empty", "--file", str(tmp_path / "message"))
+    repo.git(*commit)
+    unsigned = repo.head
+    repo.git("-c", "gpg.format=ssh", "-c", f"user.signingKey={key}", *commit, "-S")
+    source = opened.enter_context(Repository(repo.path))
+    checked.check(source, repo.head)
+    assert checked._run(source, "cat-file", "commit", repo.head, most=1 << 20).cut
+    with pytest.raises(HeldBack, match="is not signed"):
+        checked.check(source, unsigned)
+
+
+def test_check_that_hangs_is_ended(
+    repo: SpecRepo, tmp_path: Path, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check that does not end lets nothing through and is no verdict, and the loop waits for seconds only."""
+    assert signatures._TIME <= 10
+    key = ssh_key(tmp_path, "listed")
+    checked = Signatures(True, allowed_signers=signers(tmp_path, key))
+    commit = signed_by_ssh(repo, key)
+    source = opened.enter_context(Repository(repo.path))
+    with monkeypatch.context() as patch:
+        patch.setattr(signatures, "_TIME", 0.3)
+        before_git(tmp_path, patch, "sleep 600")
+        with pytest.raises(SourceError, match=r"took longer than 0\.3 s"):
+            checked.check(source, commit)
+    checked.check(source, commit)

@@ -11,6 +11,7 @@ import pytest
 
 from envfabric.core.errors import ConfigError
 from envfabric.specs.repository import Repository, SourceError
+from support.git_front import before_git
 from support.spec_repo import SpecRepo
 
 
@@ -108,7 +109,9 @@ def test_what_is_no_repository_is_refused(repo: SpecRepo, tmp_path: Path, where:
         Repository(tmp_path / where)
 
 
-@pytest.mark.parametrize("branch", ["--upload-pack=x", "-h", "a..b", "a\nb"])
+@pytest.mark.parametrize(
+    "branch", ["--upload-pack=x", "-h", "a..b", "a\nb", "a:b", "x*", "a.lock", "/a", "a/", "a b", "a@{1}"]
+)
 def test_branch_that_git_could_misread_is_refused(repo: SpecRepo, branch: str) -> None:
     """A branch that would be an option or a range for git is wrong configuration."""
     with pytest.raises(ConfigError, match="is not a branch name"):
@@ -407,3 +410,55 @@ def test_tree_that_unfolds_without_end_is_refused(tmp_path: Path) -> None:
         with pytest.raises(SourceError, match="memory"):
             repository.changes(before, bomb)
         assert [item.path for item in repository.tree(before)] == ["README.md"]
+
+
+def make_tree(repo: SpecRepo, tmp_path: Path, names: list[str]) -> str:
+    """A commit with empty files of these names at its top, which need not fit on a disk."""
+    oid = repo.git("hash-object", "-w", str(repo.write(".git/empty", "")))
+    (tmp_path / "entries").write_text("".join(f"100644 blob {oid}\t{name}\n" for name in names))
+    tree = repo.git("-c", f"alias.make=!git mktree <{tmp_path / 'entries'}", "make")
+    return repo.git("commit-tree", "-m", "made", tree)
+
+
+def test_name_that_no_host_could_have_is_left_out(repo: SpecRepo, tmp_path: Path, opened: ExitStack) -> None:
+    """A path of more bytes than any file system takes is not read, and neither are the others lost for it."""
+    names = ["a" * 4000, "b" * 4200, "c" * 1_000_000, "d"]
+    commit = make_tree(repo, tmp_path, names)
+    source = opened.enter_context(Repository(repo.path))
+    assert [item.path for item in source.tree(commit)] == ["a" * 4000, "d"]
+    assert source.changes(repo.head, commit) >= {"a" * 4000, "d", "wf"}
+    assert max(map(len, source.changes(repo.head, commit))) == 4000
+
+
+def test_bytes_of_all_names_are_bounded(
+    repo: SpecRepo, tmp_path: Path, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few entries with long names are as much as many: they are told of as a whole, in the difference as well."""
+    monkeypatch.setattr("envfabric.specs.repository.MOST_LISTED", 1 << 20)
+    commit = make_tree(repo, tmp_path, [f"{number:03}{'x' * 3900}" for number in range(300)])
+    source = opened.enter_context(Repository(repo.path))
+    for ask in (lambda: source.tree(commit), lambda: source.changes(repo.head, commit)):
+        with pytest.raises(SourceError, match=r"1 MB of paths.*--path"):
+            ask()
+    assert source.tree(repo.head)
+
+
+def test_git_gets_an_environment_of_its_own(
+    repo: SpecRepo, tmp_path: Path, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither secrets of the daemon nor GIT_ variables that it was started with reach a git process."""
+    told = tmp_path / "told"
+    before_git(tmp_path, monkeypatch, f"env >> {told}")
+    monkeypatch.setenv("ENVFABRIC_RECONCILE_TOKEN", "hush-hush")
+    monkeypatch.setenv("GIT_ALTERNATE_OBJECT_DIRECTORIES", str(tmp_path / "none"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "none"))
+    source = opened.enter_context(Repository(repo.path))
+    commit = source.head()
+    assert commit is not None
+    oid = blob(source, "wf/a/pyproject.toml")
+    assert source.size(oid) == len(source.read(oid))
+    assert source.root_commits(commit)
+    environment = told.read_text()
+    assert f"GIT_DIR={repo.path}/.git" in environment
+    for word in ("hush-hush", "ENVFABRIC", "GIT_ALTERNATE", "GIT_INDEX_FILE"):
+        assert word not in environment

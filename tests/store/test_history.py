@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from envfabric.core import errors
+from envfabric.core.errors import StoreError
 from envfabric.store import history as store_history
 from envfabric.store.files import Files
 from envfabric.store.history import WAITING, History, LastTold, events_of
 from envfabric.store.root import Root
+from envfabric.store.writer import LostWriter
 from store.faults import CODES, Steps, each_kill
 
 
@@ -82,6 +84,22 @@ def test_fault_loses_nothing(root: Root, code: int) -> None:
     history.note("two")
     history.flush()
     assert [one["event"] for one in lines(root)] == ["one", "two"]
+
+
+def test_writer_no_more(root: Root) -> None:
+    """Who was deposed appends nothing, and hears of it; a NAS that is away is no reason to end."""
+    error: StoreError = LostWriter("epoch 2 was claimed over this writer's epoch 1")
+
+    def check() -> None:
+        raise error
+
+    history = History(root, Files(), check)
+    history.note("serves")
+    with pytest.raises(LostWriter):
+        history.flush()
+    error = StoreError("is the NAS mounted?")
+    history.flush()
+    assert lines(root) == []
 
 
 def test_lost_mount_gets_no_trail(root: Root) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -50,12 +51,31 @@ def test_fault_at_any_step(root: Root, code: int) -> None:
 
 @pytest.mark.parametrize(
     "raw",
-    ["", "{", "[]", "null", '{"retries": []}', '{"retries": {"wf/a": 1}}', '{"retries": {"wf/a": [1]}}'],
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"retries": []}',
+        '{"retries": {"wf/a": 1}}',
+        '{"retries": {"wf/a": [1]}}',
+        '{"retries": {"wf/a": ["t", 1, Infinity]}}',
+    ],
 )
 def test_spoilt_times_are_none(root: Root, raw: str) -> None:
     """What is not understood keeps no daemon from starting: all is tried at once."""
     (root.state / "retries.json").write_text(raw)
     assert read_retries(root) == {}
+
+
+@pytest.mark.parametrize("due", ["1e18", "Infinity", "-Infinity", "NaN"])
+def test_no_time_is_far_away(root: Root, due: str) -> None:
+    """Whatever clock a time was read off, it is no later than any that is set here."""
+    (root.state / "retries.json").write_text(f'{{"retries": {{"wf/a": ["t1", {due}, 3]}}}}')
+    before = time.time()
+    found = read_retries(root)["wf/a"]
+    assert before < found.due <= time.time() + delay(10**9, 1.0)
+    assert (found.tree, found.attempts) == ("t1", 3)
 
 
 def test_times_that_can_not_be_read_are_not_gone(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,6 +226,9 @@ class Uv:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
+    if process.returncode is not None:
+        # It was waited for: its number may be another's by now.
+        return
     # A build may have children of its own: the whole session's group goes.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -27,6 +27,7 @@ _FACTS = (
     "generation",
     "commit",
     "changed_by",
+    "signed_by",
     "built_at",
     "uv",
     "python_version",

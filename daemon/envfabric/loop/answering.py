@@ -1,6 +1,6 @@
 """From an order's outcome to its answer in requests/, which whoever asked waits for while this daemon lives.
 
-An answer that can't be written is tried again, less and less often, and that is told once for each reason.
+An answer that can't be found out or written is tried again, less and less often, and that is told once for each reason.
 Belongs to the loop's thread.
 """
 
@@ -12,7 +12,7 @@ from envfabric.store.requests import Answer, Inbox, Request
 from envfabric.telemetry import logs
 
 Poll = Callable[[], Answer | None]
-"""Asked in each round of the loop, until it gives the answer."""
+"""Asked in each round of the loop, until it gives the answer; after an `OSError` it is asked again later."""
 RETRY_FIRST, RETRY_MOST = 1.0, 60.0
 """Seconds until an answer that could not be written is tried again, doubled each time, and the most."""
 PATIENCE = 5
@@ -30,7 +30,7 @@ class _Open:
     failed: int = 0
     """How often that was tried."""
     due: float = 0.0
-    """When it is tried again, by the monotonic clock."""
+    """When it is asked for, or tried, again, by the monotonic clock."""
     told: object = None
     """What was last logged of it."""
 
@@ -59,17 +59,18 @@ class Answering:
 
     def _settled(self, order: _Open) -> bool:
         request = order.request
-        answer = order.answer
-        if answer is None:
-            order.answer = answer = order.poll()
-            if answer is None:
-                return False
-            self._log.info(
-                "answered", command=request.command, by=request.by, ok=answer.ok, message=answer.message
-            )
-        elif self._clock() < order.due:
+        if self._clock() < order.due:
             return False
         try:
+            answer = order.answer
+            if answer is None:
+                # What it reads may be away for a moment, too: that ends neither the order nor the writer's turn.
+                order.answer = answer = order.poll()
+                if answer is None:
+                    return False
+                self._log.info(
+                    "answered", command=request.command, by=request.by, ok=answer.ok, message=answer.message
+                )
             self._inbox.answer(request, answer)
         except OSError as error:
             order.due = self._clock() + min(RETRY_FIRST * 2 ** min(order.failed, 10), RETRY_MOST)

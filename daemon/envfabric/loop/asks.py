@@ -28,6 +28,7 @@ class Mend:
     """A generation's folder is not as it was, and has to be written anew where it is not whole."""
 
     tree: str
+    number: int
     closure: str
     """The name of the closure that it serves."""
     current: bool
@@ -59,7 +60,10 @@ class Asks:
         """Has the spec's next step look closely at the generation that has to be healed."""
         self._mends[spec_id] = mend
 
-    def take_mend(self, spec_id: str, tree: str) -> Mend | None:
-        """What is to be mended of this content; asked once."""
+    def take_mend(self, spec_id: str, tree: str, number: int | None) -> Mend | None:
+        """What is to be mended of this content and generation; asked once.
+
+        One for another generation is void: a rollback may have come between, and another is served since.
+        """
         mend = self._mends.pop(spec_id, None)
-        return mend if mend is not None and mend.tree == tree else None
+        return mend if mend is not None and (mend.tree, mend.number) == (tree, number) else None

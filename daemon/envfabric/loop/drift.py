@@ -233,7 +233,7 @@ class Drift:
             "drift", what="a generation's folder is not as it was", spec=spec_id, generation=entry.generation
         )
         current = entry.state == "ready" and not entry.pinned and not entry.suspended
-        self._realiser.asks.mend(spec_id, Mend(ref.tree, entry.serving or "", current))
+        self._realiser.asks.mend(spec_id, Mend(ref.tree, entry.generation, entry.serving or "", current))
         self._board.heal[spec_id] = entry.generation
         self._work.add(spec_id)
 

@@ -7,8 +7,8 @@ the loop's thread; reads the repository and ROOT's marker, and changes neither.
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from envfabric.core.errors import ConfigError, HeldBack, Reason
-from envfabric.specs.repository import Repository, SourceError
+from envfabric.core.errors import ConfigError, HeldBack, Reason, redact
+from envfabric.specs.repository import Repository, SourceError, TooMuch
 from envfabric.specs.revisions import Revision, read_revision
 from envfabric.specs.tree import Problem
 from envfabric.store.prepare import check_source
@@ -74,18 +74,43 @@ class Gate:
         self._confirmed: set[str] = set()
         self._asked = False
         self._counted: str | None = None
+        self._too_much: tuple[str, str] | None = None
+        """The last commit that asks for more than is read, and what is said of it."""
+        self._unread: str | None = None
+        """Why the last look could not read what it wanted."""
+        self._told_unread: str | None = None
+        """The same where the index says it."""
         self._log = logs.get()
         self.held: Held | None = None
         """The newest revision, where it is held back."""
 
-    def check(self, revision: Revision, before: Collection[str], last: str | None) -> None:
-        """Raises `HeldBack` where `revision` must not be made true; `before` are the specs that there are now.
+    def read(self, commit: str, base: Revision | None, before: Collection[str], last: str | None) -> Revision:
+        """What `commit` asks for, read by its difference to `base`.
 
-        `last` is the commit in force, None where this turn has adopted none. Raises `SourceError`, `StoreError`.
+        Raises `HeldBack` where it must not be made true; `before` are the specs that there are now; `last` is the
+        commit in force, None where this turn has adopted none. Raises `SourceError`, `StoreError`.
         """
-        self.check_history(revision.commit, last)
-        self.check_signature(revision.commit)
+        # By the commit alone: a tree that nobody vouches for is not unfolded.
+        self.check_history(commit, last)
+        self.check_signature(commit)
+        # Nothing but a person's word changes what it removes: it is not read again at each look.
+        if self.held is not None and self.held.confirmable and self.held.commit == commit:
+            self._unless_confirmed(commit, self.held.message)
+        revision = self._unfolded(commit, base)
         self._check_removals(revision, before)
+        return revision
+
+    def _unfolded(self, commit: str, base: Revision | None) -> Revision:
+        if self._too_much is None or self._too_much[0] != commit:
+            try:
+                return read_revision(self._repository, commit, base)
+            except TooMuch as error:
+                # It stays so, and it was much work to find out: once.
+                self._too_much = (
+                    commit,
+                    f"commit {commit[:12]} is held back: {error} What was published stays.",
+                )
+        raise HeldBack(self._too_much[1])
 
     def passed(self) -> None:
         """A revision was adopted: the next one is judged by itself."""
@@ -123,15 +148,18 @@ class Gate:
         # A share of 1 is an operator's word that any revision may.
         if limits.share >= 1 or not (many or (removed and removed == len(before))):
             return
-        told = limits.confirmed
-        by_setting = told is not None and len(told) >= SHORTEST and commit.startswith(told.lower())
-        if self._adopt or by_setting or commit in self._confirmed:
-            return
-        raise _Removes(
+        self._unless_confirmed(
+            commit,
             f"commit {commit[:12]} removes {removed} of {len(before)} specs; what was published stays. Confirm it "
             f'with `envfabric confirm {commit[:12]}`, or by prune.confirmed = "{commit}" in the settings; or commit '
-            "what brings them back."
+            "what brings them back.",
         )
+
+    def _unless_confirmed(self, commit: str, message: str) -> None:
+        told = self._limits.confirmed
+        by_setting = told is not None and len(told) >= SHORTEST and commit.startswith(told.lower())
+        if not (self._adopt or by_setting or commit in self._confirmed):
+            raise _Removes(message)
 
     def check_order(self, command: str, revision: Revision, before: Collection[str]) -> str | None:
         """Why an order can't be carried out in a daemon's place; for `confirm`, finds out what is held back.
@@ -141,9 +169,8 @@ class Gate:
         if command == "confirm":
             commit = self._repository.head()
             if commit is not None and commit != revision.commit:
-                newest = read_revision(self._repository, commit, revision)
                 try:
-                    self.check(newest, before, revision.commit)
+                    self.read(commit, revision, before, revision.commit)
                 except HeldBack as error:
                     self.hold(commit, error)
         elif command in ASKING_UV:
@@ -156,6 +183,8 @@ class Gate:
     def hold(self, commit: str, error: HeldBack) -> bool:
         """Holds a revision back; whether there is something new to say in the index."""
         held = Held(commit, str(error), isinstance(error, _Removes))
+        # It could be read.
+        unread, self._unread, self._told_unread = self._told_unread, None, None
         self._metrics.revision_held_back.set(1)
         # Each look finds it again: counted and told once.
         if commit != self._counted:
@@ -164,16 +193,28 @@ class Gate:
             self._metrics.reconcile_failures.inc()
             self._log.error("revision held back", commit=commit, why=held.message)
         if held == self.held:
-            return False
+            return unread is not None
         self.held = held
         return True
 
+    def doubt(self, why: str) -> bool:
+        """What is newest can't be read now; whether there is something new to say in the index.
+
+        Only what two looks in a row find is said: a moment in which git tidies up is no problem of anybody's.
+        """
+        before, self._unread = self._unread, why
+        if why != before or why == self._told_unread:
+            return False
+        self._told_unread = why
+        return True
+
     def clear(self) -> bool:
-        """Nothing is held back any more; whether something was."""
+        """Nothing is held back, and all can be read; whether it was otherwise."""
         self._metrics.revision_held_back.set(0)
         self._counted = None
         before, self.held = self.held, None
-        return before is not None
+        unread, self._unread, self._told_unread = self._told_unread, None, None
+        return before is not None or unread is not None
 
     def confirm(self, held: Held) -> None:
         """A person wants what is held back to be adopted; `take_confirmed` tells the loop."""
@@ -186,15 +227,19 @@ class Gate:
         return asked
 
     def problems(self, others: tuple[Problem, ...]) -> tuple[Problem, ...]:
-        """The problems that the index has to name, with what is held back before the `others`."""
-        if self.held is None:
-            return others
-        mine = Problem(self._where, Reason.POLICY, self.held.message)
-        return (mine, *(one for one in others if one != mine))
+        """The problems that the index has to name, with what is held back or can't be read before the `others`."""
+        mine = []
+        if self.held is not None:
+            mine.append(Problem(self._where, Reason.POLICY, self.held.message))
+        if self._told_unread is not None:
+            told = f"the newest revision can't be read: {redact(self._told_unread)}"
+            mine.append(Problem(self._where, Reason.FETCH, told))
+        return (*mine, *(one for one in others if one not in mine))
 
     def without_held(self, problems: tuple[Problem, ...]) -> tuple[Problem, ...]:
-        """Published problems without what an earlier turn said of a revision that it held back."""
-        return tuple(one for one in problems if (one.path, one.reason) != (self._where, Reason.POLICY))
+        """Published problems without what an earlier turn said of a revision that it held back or could not read."""
+        mine = {(self._where, Reason.POLICY), (self._where, Reason.FETCH)}
+        return tuple(one for one in problems if (one.path, one.reason) not in mine)
 
     @property
     def _where(self) -> str:

@@ -35,7 +35,8 @@ class Lane(Generic[W]):
     """Keys that wait and keys that run, each with those who want it. Belongs to the loop's thread.
 
     Work that failed before lets all other work go first and has at most half of the slots: what always fails or
-    hangs takes none from a new commit. It is not passed over for ever: see `PASSED_OVER`.
+    hangs takes none from a new commit. It is not passed over for ever: see `PASSED_OVER`. Where half of the slots
+    is the only one there is, see `in_the_way`.
     """
 
     def __init__(self, slots: int) -> None:
@@ -44,7 +45,8 @@ class Lane(Generic[W]):
         self._fresh: OrderedDict[str, list[W]] = OrderedDict()
         self._tried: OrderedDict[str, list[W]] = OrderedDict()
         self._running: dict[str, list[W]] = {}
-        self._trying: set[str] = set()
+        # With whether it was passed over before, so that its turn is its own.
+        self._trying: dict[str, bool] = {}
         self._passed_over = 0
 
     @property
@@ -98,13 +100,20 @@ class Lane(Generic[W]):
             key, waiters = queue.popitem(last=False)
             self._running[key] = waiters
             if queue is self._tried:
-                self._trying.add(key)
+                self._trying[key] = bool(self._fresh)
             yield key, waiters
 
     def end(self, key: str) -> list[W]:
         """The run is over; gives all who waited for it, the first of them first."""
-        self._trying.discard(key)
+        self._trying.pop(key, None)
         return self._running.pop(key)
+
+    def in_the_way(self) -> list[tuple[str, list[W]]]:
+        """The runs to be ended, and asked for again later: they failed before, began when nothing else waited, and
+        leave no slot to the fresh work that waits by now."""
+        if not self._fresh or len(self._trying) < self._slots:
+            return []
+        return [(key, self._running[key]) for key, earned in self._trying.items() if not earned]
 
     def _turn(self) -> OrderedDict[str, list[W]] | None:
         """The queue whose first key is next, if any may start."""

@@ -6,7 +6,7 @@ as a new one. Runs in a step's thread; asks no uv and touches no closure.
 
 import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from envfabric.build.closure import closure_from_inputs
@@ -26,15 +26,17 @@ def whole_again(
     closures: Closures,
     policy: Policy,
     mend: Mend,
-    number: int,
     ref: SpecRef,
     commit: str,
     files: Mapping[str, bytes],
+    check: Callable[[], None],
 ) -> tuple[Generation, Content] | None:
     """A generation and its files as they have to be; None where that can't be told any more.
 
-    `files` are the committed content's. Raises `OSError`.
+    `files` are the committed content's; `check` raises where this is the writer no more. Raises `StoreError` and
+    `OSError`.
     """
+    number = mend.number
     folder = generations.folder(ref.id, number)
     old = generations.read(ref.id, number)
     if old is not None and old.digest != mend.closure:
@@ -49,14 +51,14 @@ def whole_again(
     if mend.current and old is not None and old.inputs != _inputs(files):
         old, whole = None, False
     if old is None and mend.current:
-        old = _from_closure(closures, policy, mend, number, ref, commit, files)
+        old = _from_closure(closures, policy, mend, ref, commit, files)
     if old is None or pyproject is None or lock is None:
         # What is committed is made true the usual way then; of anything else only this is left.
         if mend.current:
-            _set_aside(generations, ref.id, number)
+            _set_aside(generations, ref.id, number, check)
         return None
     if not whole:
-        _set_aside(generations, ref.id, number)
+        _set_aside(generations, ref.id, number, check)
     return old, Content(pyproject, lock)
 
 
@@ -77,7 +79,6 @@ def _from_closure(
     closures: Closures,
     policy: Policy,
     mend: Mend,
-    number: int,
     ref: SpecRef,
     commit: str,
     files: Mapping[str, bytes],
@@ -91,7 +92,7 @@ def _from_closure(
         return None
     return Generation(
         spec=ref.id,
-        number=number,
+        number=mend.number,
         digest=mend.closure,
         inputs=spec.inputs,
         tree=ref.tree,
@@ -109,7 +110,9 @@ def _inputs(files: Mapping[str, bytes]) -> str:
     return inputs_digest(files["pyproject.toml"], files.get("uv.lock"), files.get(".python-version"))
 
 
-def _set_aside(generations: Generations, spec_id: str, number: int) -> None:
+def _set_aside(generations: Generations, spec_id: str, number: int, check: Callable[[], None]) -> None:
+    # A step may come back late: what another writer serves by now is not this one's to move.
+    check()
     # Its number is kept from being given again first, also where there is nothing left to move.
     with contextlib.suppress(FileNotFoundError):
         generations.drop(spec_id, number)

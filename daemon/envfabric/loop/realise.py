@@ -133,7 +133,9 @@ class Realiser:
         generations: Generations,
         pins: Pins,
         claims: Claims,
+        check: Callable[[], None],
     ) -> None:
+        """`check` raises where this is the writer no more, see store/writer."""
         self._root = root
         self._policy = policy
         self._ray = ray
@@ -144,6 +146,7 @@ class Realiser:
         self._generations = generations
         self._pins = pins
         self._claims = claims
+        self._check = check
         self._known: dict[str, _Meant] = {}
         self.asks = Asks()
         """What orders and drift want of the next steps."""
@@ -161,10 +164,10 @@ class Realiser:
         spec_id, tree = request.ref.id, request.ref.tree
         # Before its generations are read: the collector drops none of them until this step's outcome is known.
         with_id = self._claims.claim(spec_id)
-        mend = self.asks.take_mend(spec_id, tree)
+        mend = self.asks.take_mend(spec_id, tree, request.heal)
         if request.heal is not None:
             if mend is not None:
-                healed: Recalled | None = self._mended(request, mend, request.heal)
+                healed: Recalled | None = self._mended(request, mend)
             else:
                 lost = self._generations.read(spec_id, request.heal)
                 healed = self._again(request, lost, "healed") if lost else None
@@ -321,11 +324,11 @@ class Realiser:
             return Served(request, generation, claim, purpose == "pinned") if purpose != "healed" else None
         return self._located(request, generation, purpose)
 
-    def _mended(self, request: Request, mend: Mend, number: int) -> Located | None:
+    def _mended(self, request: Request, mend: Mend) -> Located | None:
         """A generation in whose folder a hand was, to be written anew; None where too little is left."""
         ref, commit, files = request.ref, request.commit, request.files
         parts = self._generations, self._closures, self._policy
-        found = whole_again(*parts, mend, number, ref, commit, files)
+        found = whole_again(*parts, mend, ref, commit, files, self._check)
         return self._located(request, found[0], "healed", found[1]) if found else None
 
     def _located(

@@ -266,6 +266,8 @@ class Reconciler:
             self._log.error("look failed", error=str(error))
             if self._once:
                 raise
+            if isinstance(error, SourceError) and self._gate.doubt(str(error)) and self.board.revision:
+                self._publisher.want(outcome=True)
             return
         if (why := self._behind()) is not None:
             # What is there was made true, but whether it is the newest is not known.
@@ -279,9 +281,8 @@ class Reconciler:
     def _follow(self, commit: str) -> None:
         """Makes `commit` the revision. Raises `HeldBack` where something speaks against that."""
         began = time.monotonic()
-        revision = read_revision(self._repository, commit, self._revision)
         try:
-            self._gate.check(revision, self.board.entries, self.board.revision)
+            revision = self._gate.read(commit, self._revision, self.board.entries, self.board.revision)
         except HeldBack as error:
             changed = self._gate.hold(commit, error)
             if self.board.revision is None:
@@ -299,8 +300,8 @@ class Reconciler:
         if published is None or published.revision is None:
             return
         try:
-            revision = read_revision(self._repository, published.revision)
             self._gate.check_signature(published.revision)
+            revision = read_revision(self._repository, published.revision)
         except (SourceError, HeldBack) as error:
             # Nothing is built from a commit that is gone, or that the settings do not allow any more.
             self._log.warning("what is published stays as it is", commit=published.revision, why=str(error))

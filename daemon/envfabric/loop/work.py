@@ -20,15 +20,7 @@ from envfabric.loop.board import Board
 from envfabric.loop.counting import Counting
 from envfabric.loop.lane import Lane, Places, Waiter
 from envfabric.loop.reading import Reading
-from envfabric.loop.realise import (
-    Located,
-    Realiser,
-    Recalled,
-    Request,
-    Served,
-    Suspended,
-    Unresolved,
-)
+from envfabric.loop.realise import Located, Realiser, Recalled, Request, Served, Suspended, Unresolved
 from envfabric.loop.runs import Runs
 from envfabric.loop.turns import Turns
 from envfabric.specs.repository import Repository, SourceError
@@ -143,7 +135,13 @@ class Work:
         return begun
 
     def _end_void(self) -> None:
-        """What nobody asks for any more leaves the queue, or is ended; its slot is free once its thread has heard."""
+        """What nobody asks for any more leaves the queue, or is ended; its slot is free once its thread has heard.
+
+        Ended is, too, what failed before and is in the way of fresh work: it begins anew behind that.
+        """
+        for key, others in self._building.in_the_way():
+            if self._runs.end(key):
+                self._log.info("put back", spec=others[0].ref.id, key=key)
         if not self._may_be_void:
             return
         self._may_be_void = False
@@ -386,7 +384,7 @@ class Work:
         return None
 
     def _ask_again(self, waiters: Iterable[Waiter[Any]]) -> None:
-        """Their run was ended when nobody asked: whoever came in the moment until it was over begins anew."""
+        """Their run was ended, for nobody asked or it was in the way: whoever asks when it is over begins anew."""
         for one in self._asking(waiters):
             self._turns.add_again(one.ref.id)
 

@@ -69,7 +69,7 @@ def assemble(
     inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
     closures, claims = Closures(root, files), Claims()
     generations, pins = Generations(root, files), Pins(root, files)
-    usage, history = Usage(root, files), History(root, files)
+    usage, history = Usage(root, files), History(root, files, writer.check)
     publisher = Publisher(root, files, writer, generations)
     board = Board(root, files, metrics, lambda: publisher.want(outcome=True))
     compiling = Compiling(Bytecode(root, files), files, uv)
@@ -93,6 +93,7 @@ def assemble(
         generations,
         pins,
         claims,
+        writer.check,
     )
     bounds = settings.builders, settings.build_timeout
     work = Work(board, repository, realiser, usage, metrics, *bounds, inbox.put)
@@ -174,7 +175,7 @@ def assemble(
         gate,
         drift,
         history,
-        Trail(history, repository, generations),
+        Trail(history, repository, generations, signatures.signer),
         metrics,
         inbox,
         interval=settings.interval,

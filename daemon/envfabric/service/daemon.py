@@ -17,13 +17,13 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from envfabric.build.uv import Uv
-from envfabric.core.errors import ConfigError, StoreError, hide
+from envfabric.core.errors import ConfigError, StoreError
 from envfabric.index.document import Index, from_json
 from envfabric.index.publisher import Publisher
 from envfabric.loop.reconciler import Reconciler
 from envfabric.loop.watch import RefWatch
 from envfabric.service.assembly import assemble
-from envfabric.service.credentials import take_credentials
+from envfabric.service.credentials import hide_secrets, take_credentials
 from envfabric.service.http import HttpServer, Shown
 from envfabric.service.notify import Notifier
 from envfabric.service.settings import Settings, address
@@ -67,8 +67,11 @@ class Daemon:
         self._told_waiting = ""
         self._seen: Index | None = None
         self._seen_at = 0
-        self.root = open_root(_required(settings.root, "root", "the NAS folder"))
+        # First of all: what goes wrong from here on may repeat them.
         self._credentials = take_credentials()
+        hide_secrets(settings.repo, settings.index, *settings.policy.indexes)
+        hide_secrets(_token(settings), token=True)
+        self.root = open_root(_required(settings.root, "root", "the NAS folder"))
         told = settings.signatures
         # A list that is not there is told at the start, not when the first commit comes.
         Signatures(told.required, told.allowed_signers, told.gnupg_home)
@@ -118,11 +121,10 @@ class Daemon:
         the next turn. Raises `ConfigError`, and what the first try of the lock raises.
         """
         host, port = address(self._settings.listen)
-        secret = self._settings.reconcile_token
-        token = secret.get_secret_value() if secret else None
-        hide(token or "")
         self._source.prepare()
-        shown = Shown(self.root, self.metrics, self._published, self._heartbeat, self.reconcile, token)
+        shown = Shown(
+            self.root, self.metrics, self._published, self._heartbeat, self.reconcile, _token(self._settings)
+        )
         with HttpServer(host, port, shown) as server, self._signals(reload=True), self._source.followed():
             on_start(server.url)
             first = True
@@ -371,6 +373,10 @@ class Daemon:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+
+def _token(settings: Settings) -> str | None:
+    return settings.reconcile_token.get_secret_value() if settings.reconcile_token else None
 
 
 def _required(value: T | None, name: str, what: str) -> T:

@@ -3,6 +3,7 @@
 Nothing can be changed here; the one thing that may be asked for is a look at the specs.
 """
 
+import contextlib
 import hmac
 import html
 import ipaddress
@@ -105,6 +106,9 @@ class HttpServer:
 
     def _answer(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         method = environ.get("REQUEST_METHOD")
+        if method not in {"GET", "HEAD"}:
+            # Before any answer, a refusal too: the client would see a broken connection instead of it.
+            _drop_body(environ)
         if environ.get("PATH_INFO") == "/reconcile":
             if method != "POST":
                 return _reply(start, "405 Method Not Allowed", "only POST\n", allow="POST")
@@ -132,7 +136,6 @@ class HttpServer:
             return _reply(
                 start, "403 Forbidden", "only from this host, unless reconcile_token is set in the settings\n"
             )
-        _drop_body(environ)
         self._shown.reconcile()
         return _reply(start, "202 Accepted", "a fetch and a look are under way\n")
 
@@ -189,8 +192,10 @@ def _drop_body(environ: WSGIEnvironment) -> None:
         left = min(int(environ.get("CONTENT_LENGTH") or 0), _MOST_BODY)
     except ValueError:
         return
-    while left > 0 and (part := environ["wsgi.input"].read(min(left, 1 << 16))):
-        left -= len(part)
+    # One that sends less than it said, or nothing for long, hears its answer, or is gone.
+    with contextlib.suppress(OSError):
+        while left > 0 and (part := environ["wsgi.input"].read(min(left, 1 << 16))):
+            left -= len(part)
 
 
 def _reply(

@@ -42,6 +42,13 @@ def _address(text: str) -> str:
     return text
 
 
+def _commit(text: str) -> str:
+    # As loop/gate compares it; any other would confirm nothing, without a word.
+    if not re.fullmatch(r"[0-9a-fA-F]{7,64}", text):
+        raise ValueError("must be a commit's id, or at least its first 7 digits")
+    return text
+
+
 def _moment(text: str) -> str:
     try:
         moment = datetime.fromisoformat(text)
@@ -106,8 +113,8 @@ class PruneSettings(BaseModel):
     """The share of the specs that one revision may remove."""
     count: Annotated[int, Field(ge=0)] = 10
     """The number of specs that one revision may remove, whatever their share."""
-    confirmed: str | None = None
-    """A commit that may remove what it removes."""
+    confirmed: Annotated[str, AfterValidator(_commit)] | None = None
+    """A commit that may remove what it removes: its id, or the first 7 digits of it or more."""
 
 
 class SignatureSettings(BaseModel):

@@ -1,28 +1,34 @@
 """Who changed a spec: the newest commit after which its files were what they are now.
 
-For the audit trail only. Reads commits and trees, bounded in number and bytes, and no file's content; may not run
-anything that the repository's configuration names. What people wrote (names, subjects) is made printable here and
-cut, and credentials in it are taken out.
+For the audit trail only. Reads commits and trees, bounded in number, bytes and seconds, and no file's content; may not
+run anything that the repository's configuration names. Safe in any thread. What people wrote (names, subjects) is made
+printable here and cut, and credentials in it are taken out.
 """
 
-import contextlib
-from collections.abc import Generator, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from envfabric.core.errors import redact
 from envfabric.core.ids import shown
-from envfabric.specs.repository import Repository, SourceError
+from envfabric.specs.plumbing import SAFE_CONFIG, Git, TimedOut, git_folder, plain_environment
+from envfabric.specs.repository import MOST_MEMORY, Repository, SourceError
 from envfabric.specs.tree import SPEC_FILES
 
 MOST = 1000
 """Commits that are looked through."""
 MOST_BYTES = 64 << 20
 """Bytes that git may say of them: one commit can change any number of files."""
+MOST_SECONDS, _OWN_SECONDS = 10.0, 10.0
+"""How long git may look for the commits of one revision, and then at the revision itself: a merge whose shared folders
+differ from both parents while every file is one of theirs is walked in full, whatever a few objects unfold to."""
 NAME_MOST, SUBJECT_MOST = 100, 200
 """Characters that are kept of a name or address, and of a commit's first line."""
 
-_FIELDS = ("%H", "%an", "%ae", "%aI", "%cn", "%ce", "%cI", "%s")
+# Cut by git, too: a line may have any length, and is padded where it is shorter.
+_CUT = "%<(600,trunc)"
+_FIELDS = ("%H", f"{_CUT}%an", f"{_CUT}%ae", "%aI", f"{_CUT}%cn", f"{_CUT}%ce", "%cI", f"{_CUT}%s")
 _LOG = (
     "--raw",
     "--root",
@@ -35,6 +41,8 @@ _LOG = (
     "--no-relative",
     # It would run a program of the repository's choice.
     "--no-show-signature",
+    # Nor does a file of the repository say what people are called.
+    "--no-mailmap",
     "--encoding=UTF-8",
     f"--max-count={MOST}",
     f"--format={'%x00'.join(_FIELDS)}",
@@ -69,51 +77,57 @@ def who_changed(repository: Repository, commit: str, before: str | None, wanted:
     """For each spec the newest commit that made its files what they are in `commit`.
 
     Looked for after `before`, the revision until then, and where that does not tell (history was rewritten, or there
-    was none) in all that led to `commit`. What is not found in `MOST` commits is put down to `commit` itself. Raises
-    `SourceError` where that can't be read.
+    was none) in all that led to `commit`. What is not found in `MOST` commits and `MOST_SECONDS` is put down to
+    `commit` itself. Raises `SourceError` where that can't be read.
     """
     found: dict[str, Change] = {}
     left = dict(wanted)
-    if before is not None:
-        # It may be gone, after a rewritten history.
-        with contextlib.suppress(SourceError):
-            _search(repository, f"{before}..{commit}", left, found)
+    deadline = time.monotonic() + MOST_SECONDS
+    for commits in ([f"{before}..{commit}"] if before is not None else []) + [commit]:
+        try:
+            if left:
+                _search(repository, commits, deadline, left, found)
+        except SourceError:
+            # `before` may be gone, after a rewritten history; and what takes too long, or too much, is not known.
+            continue
     if left:
-        _search(repository, commit, left, found)
-    if left:
-        with contextlib.closing(_changes(repository, "--max-count=1", "--no-patch", commit)) as changes:
-            for revision, _ in changes:
-                found |= dict.fromkeys(left, replace(revision, touches=False))
+        told = _log(repository, time.monotonic() + _OWN_SECONDS, "--max-count=1", "--no-patch", commit)
+        for revision, _ in _changes(told):
+            found |= dict.fromkeys(left, replace(revision, touches=False))
     return found
 
 
 def _search(
-    repository: Repository, commits: str, left: dict[str, Mapping[str, str]], found: dict[str, Change]
+    repository: Repository,
+    commits: str,
+    deadline: float,
+    left: dict[str, Mapping[str, str]],
+    found: dict[str, Change],
 ) -> None:
     """Moves what is found from `left` to `found`; ends as soon as nothing is left."""
     prefix = f"{repository.spec_path}/" if repository.spec_path else ""
-    with contextlib.closing(_changes(repository, commits)) as changes:
-        for change, touched in changes:
-            for path, oid in touched:
-                spec_id, _, name = path.removeprefix(prefix).rpartition("/")
-                files = left.get(spec_id)
-                if files is None or name not in SPEC_FILES or not path.startswith(prefix):
-                    continue
-                # A side branch that a merge did not take has touched it, too, but not to what it is.
-                if not files or files.get(name) == oid:
-                    found[spec_id] = change
-                    del left[spec_id]
-            if not left:
-                return
+    told = _log(repository, deadline, commits, "--", *([repository.spec_path] if prefix else []))
+    for change, touched in _changes(told):
+        for path, oid in touched:
+            spec_id, _, name = path.removeprefix(prefix).rpartition("/")
+            files = left.get(spec_id)
+            if files is None or name not in SPEC_FILES or not path.startswith(prefix):
+                continue
+            # A side branch that a merge did not take has touched it, too, but not to what it is.
+            if not files or files.get(name) == oid:
+                found[spec_id] = change
+                del left[spec_id]
+        if not left:
+            return
 
 
-def _changes(repository: Repository, *commits: str) -> Generator[tuple[Change, list[tuple[str, str | None]]]]:
+def _changes(tokens: Iterable[str]) -> Iterator[tuple[Change, list[tuple[str, str | None]]]]:
     """Commits, newest first, each with the paths that it changed and the content that each had after it."""
     fields: list[str] = []
     touched: list[tuple[str, str | None]] = []
     oid: str | None = None
     named = False
-    for token in _tokens(repository, *commits):
+    for token in tokens:
         if named:
             touched.append((token, oid))
             named = False
@@ -150,15 +164,28 @@ def _change(fields: list[str]) -> Change:
 
 def _printable(text: str, most: int) -> str:
     # Redacted before it is cut: half a secret is one that nobody would recognise.
-    return shown(redact(text[: 100 * most]), most)
+    return shown(redact(text.rstrip()), most)
 
 
-def _tokens(repository: Repository, *commits: str) -> Iterator[str]:
-    """What `git log` says, at each NUL. Raises `SourceError`; ends git where the reader ends."""
-    size = 0
-    with contextlib.closing(repository.listing("log", *_LOG, *commits, "--")) as listed:
-        for token in listed:
-            yield token.decode("utf-8", "replace")
-            size += len(token)
-            if size > MOST_BYTES:
-                return
+def _log(repository: Repository, deadline: float, *commits: str) -> Iterator[str]:
+    """What `git log` says, at each NUL. Raises `SourceError`."""
+    env = plain_environment() | git_folder(repository.git_folder)
+    config = SAFE_CONFIG | {"safe.directory": "*"}
+    left = deadline - time.monotonic()
+    try:
+        done = Git().run(
+            ("log", *_LOG, *commits),
+            env=env,
+            config=config,
+            timeout=left,
+            file_limit=MOST_BYTES,
+            memory=MOST_MEMORY,
+        )
+    except TimedOut:
+        raise SourceError(f"git log in {repository.path} took longer than {MOST_SECONDS:g} s") from None
+    except OSError as error:
+        raise SourceError(f"git log in {repository.path}: {error}") from error
+    if done.code and not done.cut:
+        raise SourceError(f"git log in {repository.path}: {done.err.strip()}")
+    # What follows the last NUL was cut off.
+    return (token.decode("utf-8", "replace") for token in done.out.split(b"\0")[:-1])

@@ -15,15 +15,22 @@ from pathlib import Path
 from envfabric.core.errors import redact
 from envfabric.specs.plumbing import SAFE_CONFIG, Finished, Git, TimedOut, git_folder, plain_environment
 from envfabric.specs.remote import Remote
-from envfabric.specs.repository import TOO_LARGE, TOO_LARGE_FROM, SourceError
+from envfabric.specs.repository import (
+    MAX_ENTRIES,
+    MOST_LISTED,
+    TOO_LARGE,
+    TOO_LARGE_FROM,
+    SourceError,
+    unfolds,
+)
 from envfabric.specs.tree import SPEC_FILES
 
 _INCOMING, FOLLOWED = "refs/envfabric/incoming", "refs/heads/followed"
 _TOGETHER, _TOGETHER_BYTES = 1000, 128 * 1024 * 1024
 """Spec files that are asked for at a time, and the most bytes that come so; where they are more, each half is asked
 for, down to single ones."""
-_LISTING = 256 * 1024 * 1024
-"""Bytes of a tree's listing: a few kilobytes of objects can unfold to more than any disk holds."""
+_SHARE_OF_CHECK = 0.5
+"""How much of the time that is left a look into a doubtful mirror may take: the rest is for another one."""
 _CONFIG = SAFE_CONFIG | {
     # As a pack, whatever it is: contents that came one by one would be thousands of files.
     "fetch.unpackLimit": "1",
@@ -67,6 +74,7 @@ class Fetch:
         self._remote = remote
         self._branch = branch
         self._spec_path = spec_path
+        self._ssh: str | None = None
         self.filtered = filtered
 
     def begin(self, path: Path) -> None:
@@ -109,7 +117,21 @@ class Fetch:
         return f"refs/heads/{self._branch}" if self._branch else "HEAD"
 
     def sound(self, path: Path) -> bool:
-        """Whether all that was fetched can be read. What was left out by the filter is not looked for."""
+        """Whether all that was fetched can be read. What was left out by the filter is not looked for.
+
+        One that can't be looked through in a share of the time is taken for unsound: looked into again and again, it
+        would never be mended.
+        """
+        deadline = self._deadline
+        self._deadline = deadline - (deadline - time.monotonic()) * (1 - _SHARE_OF_CHECK)
+        try:
+            return self._sound(path)
+        except TimedOut:
+            return False
+        finally:
+            self._deadline = deadline
+
+    def _sound(self, path: Path) -> bool:
         if self._ask(path, f"{FOLLOWED}^{{commit}}") is None:
             return False
         done = self._run(path, "fsck", "--no-dangling", "--no-progress")
@@ -126,10 +148,16 @@ class Fetch:
     def _missing(self, path: Path, commit: str) -> list[str]:
         """The contents of spec files at `commit` that are not here, without those known to be too large."""
         top = f"{commit}:{self._spec_path}" if self._spec_path else commit
-        listed = self._run(path, "ls-tree", "-r", "-z", "--full-tree", top, file_limit=_LISTING)
-        if listed.code:
-            # No such folder, or one that unfolds to more than is read: the loop says so when it looks.
+        # In two steps: behind a path all is the path.
+        if self._ask(path, f"{self._ask(path, top)}^{{tree}}") is None:
+            # No such folder: the loop says so when it looks.
             return []
+        listed = self._run(path, "ls-tree", "-r", "-t", "-z", "--full-tree", top, file_limit=MOST_LISTED)
+        if listed.cut or listed.out.count(b"\0") > MAX_ENTRIES:
+            # As the loop would say. Nothing of it is followed: what it needs is not known.
+            raise unfolds(commit)
+        if listed.code:
+            raise SourceError(f"commit {commit[:12]} in {path} can't be read: {listed.err.strip()}")
         wanted: dict[str, None] = {}
         for line in listed.out.split(b"\0"):
             head, _, name = line.partition(b"\t")
@@ -178,6 +206,8 @@ class Fetch:
     ) -> Finished:
         """A command that talks to the remote."""
         remote = self._remote
+        if self._ssh is None:
+            self._ssh = self._ssh_command()
         config = _CONFIG | remote.configuration()
         if self.filtered:
             config["remote.origin.partialclonefilter"] = "blob:none"
@@ -185,13 +215,22 @@ class Fetch:
             del config["remote.origin.promisor"]
         return self._git.run(
             arguments,
-            env=remote.environment() | git_folder(path),
+            env=remote.environment(self._ssh) | git_folder(path),
             config=config,
             timeout=self._deadline - time.monotonic(),
             asked=asked,
             hold=self._hold,
             file_limit=file_limit,
         )
+
+    def _ssh_command(self) -> str:
+        """What the operator's own settings of git name for ssh; those of the mirror do not count."""
+        if self._remote.scheme != "ssh":
+            return "ssh"
+        env = self._remote.environment() | git_folder(Path(os.devnull))
+        left = self._deadline - time.monotonic()
+        told = self._git.run(("config", "--get", "core.sshCommand"), env=env, config={}, timeout=left)
+        return told.out.decode("utf-8", "surrogateescape").strip() or "ssh"
 
     def _run(
         self,

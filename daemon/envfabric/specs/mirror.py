@@ -19,7 +19,7 @@ from envfabric.core.errors import ConfigError
 from envfabric.specs.following import FOLLOWED, Fetch, NotServed
 from envfabric.specs.plumbing import Git, Stopped, TimedOut
 from envfabric.specs.remote import Remote
-from envfabric.specs.repository import SourceError
+from envfabric.specs.repository import SourceError, check_branch
 
 
 class Mirror:
@@ -30,8 +30,9 @@ class Mirror:
     ) -> None:
         """`state` is the folder for mirrors where the settings name one; `timeout` the seconds that a fetch may take.
 
-        Raises `ConfigError` where no folder is named and there is no home for one.
+        Raises `ConfigError` for what can't be a branch, and where no folder is named and there is no home for one.
         """
+        check_branch(branch)
         self.remote = remote
         self.branch = branch
         self._spec_path = spec_path.strip("/")
@@ -103,7 +104,8 @@ class Mirror:
         except TimedOut:
             raise SourceError(
                 f"{self.remote.url} can't be fetched: it took longer than fetch.timeout = {self._timeout:g} s and was "
-                "ended; it is tried again by itself"
+                "ended. It is tried again by itself, a first fetch from its beginning: where the repository is large "
+                "or the way to it slow, raise fetch.timeout in the settings."
             ) from None
         except Stopped:
             raise SourceError("the fetch was interrupted") from None

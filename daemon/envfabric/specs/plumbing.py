@@ -42,6 +42,11 @@ class Finished:
     out: bytes
     err: str
 
+    @property
+    def cut(self) -> bool:
+        """Whether it was ended because it wrote too much."""
+        return self.code == -signal.SIGXFSZ
+
 
 class Git:
     """git as a process that can be ended from another thread."""
@@ -67,17 +72,21 @@ class Git:
         asked: bytes = b"",
         hold: int | None = None,
         file_limit: int | None = None,
+        memory: int | None = None,
     ) -> Finished:
         """Runs git to its end, whatever its exit code. `asked` is its input.
 
         `config` wins over every file of settings; `hold` is a descriptor that all it starts inherit; `file_limit` is
-        the most bytes of a file that it writes: more of them end it by SIGXFSZ. Raises `TimedOut` after `timeout`
+        the most bytes of a file that it writes, its output too: more of them end it by SIGXFSZ (`Finished.cut`);
+        `memory` is the most bytes that it may take for itself. Raises `TimedOut` after `timeout`
         seconds, `Stopped`, and `OSError`.
         """
         command = ["git", *arguments]
-        if file_limit is not None:
-            # In blocks of 512 bytes. Set before git begins: what it starts has the limit, too.
-            command = ["sh", "-c", 'ulimit -f "$0" && exec "$@"', str(-(-file_limit // 512)), *command]
+        # In blocks of 512 bytes, and in kilobytes. Set before git begins: what it starts has the limits, too.
+        limits = f"ulimit -f {-(-file_limit // 512)} && " if file_limit is not None else ""
+        limits += f"ulimit -d {memory // 1024} && " if memory is not None else ""
+        if limits:
+            command = ["sh", "-c", f'{limits}exec "$@"', "sh", *command]
         with (
             tempfile.TemporaryFile() as stdin,
             tempfile.TemporaryFile() as out,

@@ -73,19 +73,20 @@ class Remote:
         found = {"remote.origin.url": self.url}
         if self.scheme == "file":
             found["remote.origin.uploadpack"] = _LOCAL_SERVER
-        if self.password is not None:
+        if (mine := self._helper) is not None:
             # The operator's helpers are left out: one of them may write down what worked.
-            found |= {"credential.helper": "", f"credential.{self._host}.helper": _FROM_URL}
-        elif self.credentials is not None:
-            found |= {"credential.helper": _FROM_FILE}
+            found |= {"credential.helper": "", f"credential.{self._host}.helper": mine}
         if self.user is not None and self.password is None:
             found[f"credential.{self._host}.username"] = self.user
         return found
 
-    def environment(self) -> dict[str, str]:
-        """The environment of a fetch, from nothing: nobody is asked, and nothing but this is reached."""
+    def environment(self, ssh: str = "ssh") -> dict[str, str]:
+        """The environment of a fetch, from nothing: nobody is asked, and nothing but this is reached.
+
+        `ssh` is the command that the operator's settings of git name; GIT_SSH_COMMAND goes before it, as in git.
+        """
         found = {name: os.environ[name] for name in _PASSED if name in os.environ}
-        ssh = os.environ.get("GIT_SSH_COMMAND", "ssh")
+        ssh = os.environ.get("GIT_SSH_COMMAND", ssh)
         found |= {
             "LC_ALL": "C",
             "GIT_ALLOW_PROTOCOL": _CARRIES[self.scheme],
@@ -100,6 +101,12 @@ class Remote:
         elif self.credentials is not None:
             found[_FILE] = str(self.credentials)
         return found
+
+    @property
+    def _helper(self) -> str | None:
+        if self.password is not None:
+            return _FROM_URL
+        return _FROM_FILE if self.credentials is not None else None
 
     @property
     def _host(self) -> str:

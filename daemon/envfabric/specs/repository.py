@@ -6,6 +6,7 @@ belongs to one thread.
 
 import contextlib
 import hashlib
+import re
 import resource
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any, Self
 import git
 
 from envfabric.core.errors import ConfigError
-from envfabric.specs.plumbing import SAFE_CONFIG, in_environment
+from envfabric.specs.plumbing import SAFE_CONFIG, git_folder, in_environment, plain_environment
 
 TOO_LARGE = "envfabric.too-large"
 """The file in a mirror that lists the blobs which were not fetched because of their size, an object id a line."""
@@ -27,8 +28,14 @@ TOO_LARGE_FROM = 32 * 1024 * 1024
 
 MAX_ENTRIES = 1_000_000
 """Most files and folders below the spec folder."""
+MOST_LISTED = 128 * 1024 * 1024
+"""Bytes of their paths, modes and ids: a few kilobytes of objects can unfold to more than any memory holds."""
+_LONGEST_PART = 4096 + 64
+"""Bytes of a path with mode and id that is read: no host could have a longer one, and a spec's has some hundred."""
 MOST_MEMORY = 1024**3
 """Bytes of memory of a git process that lists."""
+_NO_BRANCH = re.compile(r"^[-/]|\.\.|[ ~^:?*\[\\]|@\{|//|(^|/)\.|\.lock(/|$)|[./]$")
+"""What git allows in no ref's name, or would take for an option."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,22 @@ class TreeItem:
 
 class SourceError(Exception):
     """The repository can't be read now: what git said. The last revision stays in force."""
+
+
+class TooMuch(SourceError):
+    """A commit asks for more than is read: no later look changes that, only another commit or another setting."""
+
+
+class _Git(git.Git):
+    """git in an environment of its own: GitPython would hand on all of ours, with secrets and every GIT_ variable."""
+
+    def execute(self, command: Any, *more: Any, **options: Any) -> Any:
+        mine = (f"{name}={value}" for name, value in self.environment().items())
+        return super().execute(["env", "-i", *mine, *command], *more, **options)
+
+
+class _Repo(git.Repo):
+    GitCommandWrapperType = _Git
 
 
 class Repository:
@@ -65,30 +88,20 @@ class Repository:
         self.spec_path = "/".join(Path(spec_path.strip("/")).parts)
         if ".." in Path(self.spec_path).parts:
             raise ConfigError(f"path {spec_path!r} must stay inside the repository, without '..'")
-        if branch is not None and (branch.startswith("-") or ".." in branch or not branch.isprintable()):
-            raise ConfigError(f"branch {branch!r} is not a branch name")
+        check_branch(branch)
         try:
-            self._repo = git.Repo(self.path, search_parent_directories=False)
+            self._repo = _Repo(self.path, search_parent_directories=False)
         except (git.exc.InvalidGitRepositoryError, git.exc.NoSuchPathError) as error:
             raise ConfigError(
                 f"{self.path} is no git repository. Give --repo the top folder of a work tree, or a bare "
                 "repository; a folder of specs inside it is given with --path."
             ) from error
-        environment = {
-            # Named, not found: git would look around from the daemon's own folder if this one vanished.
-            "GIT_DIR": str(self._repo.git_dir),
-            # A partial clone would run what its configuration names to fetch a missing object.
-            "GIT_NO_LAZY_FETCH": "1",
-            "GIT_TERMINAL_PROMPT": "0",
-            "GIT_OPTIONAL_LOCKS": "0",
-            "GIT_NO_REPLACE_OBJECTS": "1",
-            # A folder named like one of git's path patterns is that folder.
-            "GIT_LITERAL_PATHSPECS": "1",
-            "LC_ALL": "C",
-        }
+        # Named, not found: git would look around from the daemon's own folder if this one vanished.
+        environment = plain_environment() | git_folder(Path(self._repo.git_dir))
         # An operator who names a repository trusts it, whoever owns it.
         environment |= in_environment({**SAFE_CONFIG, "safe.directory": "*"})
-        self._repo.git.update_environment(**environment)
+        # None takes out what GitPython itself found in our environment.
+        self._repo.git.update_environment(**environment, GIT_COMMON_DIR=None, GIT_OBJECT_DIRECTORY=None)
         kind = self._repo.git.rev_parse("--show-object-format", with_exceptions=False)
         if kind == "sha256":
             raise ConfigError(
@@ -132,7 +145,9 @@ class Repository:
         """Whether `commit` has the folder with the specs. Raises `SourceError` where that can't be read."""
         if not self.spec_path:
             return True
-        listed = list(self.listing("ls-tree", "-d", "-z", "--full-tree", commit, "--", self.spec_path))
+        listed = list(
+            self._listing(commit, "ls-tree", "-d", "-z", "--full-tree", commit, "--", self.spec_path)
+        )
         return any(line.split(b" ", 2)[1] == b"tree" for line in listed)
 
     def tree(self, commit: str, below: Sequence[str] = ()) -> list[TreeItem]:
@@ -144,8 +159,8 @@ class Repository:
         if not self.has_spec_path(commit):
             return []
         items = []
-        listed = ("ls-tree", "-r", "-t", "-z", "--full-tree", self._specs_of(commit), "--", *below)
-        for line in self._bounded(commit, self.listing(*listed)):
+        asked = ("ls-tree", "-r", "-t", "-z", "--full-tree", self._specs_of(commit), "--", *below)
+        for line in self._listing(commit, *asked):
             head, _, path = line.partition(b"\t")
             mode, kind, oid = head.decode("ascii").split(" ")
             items.append(TreeItem(mode, kind, oid, path.decode("utf-8", "surrogateescape")))
@@ -157,48 +172,45 @@ class Repository:
         Raises `SourceError` where one of them can't be read, which after a rewritten history says little.
         """
         trees = (self._specs_of(before), self._specs_of(after))
-        listed = self.listing("diff-tree", "-r", "-t", "-z", "--name-only", "--no-renames", *trees, "--")
-        return {path.decode("utf-8", "surrogateescape") for path in self._bounded(after, listed)}
+        listed = self._listing(
+            after, "diff-tree", "-r", "-t", "-z", "--name-only", "--no-renames", *trees, "--"
+        )
+        return {path.decode("utf-8", "surrogateescape") for path in listed}
 
-    def listing(self, command: str, *arguments: str) -> Generator[bytes]:
-        """What a git command lists, part by part, each of which ends with a NUL.
+    def _listing(self, commit: str, command: str, *arguments: str) -> Generator[bytes]:
+        """What a git command lists of a commit, part by part, each of which ends with a NUL.
 
-        Read as it comes: a few kilobytes of objects can unfold to more entries than any memory holds. git is ended
-        where the reader stops. Raises `SourceError`.
+        Read as it comes, and git is ended where the reader stops. A part above `_LONGEST_PART` is left
+        out: trees take names of any length. Raises `SourceError`.
         """
         try:
             process: Any = self._repo.git.execute(["git", command, *arguments], as_process=True)
         except (git.exc.GitError, OSError) as error:
-            raise SourceError(f"git {command} in {self.path}: {error}") from error
+            raise self._failed(command, error) from error
         # A difference is put together in memory before the first of it is told. Packs that are only mapped don't count.
         with contextlib.suppress(OSError):
             resource.prlimit(process.proc.pid, resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
         try:
-            rest = b""
+            rest, parts, size = b"", 0, 0
             while chunk := process.stdout.read(1 << 16):
                 *whole, rest = (rest + chunk).split(b"\0")
-                yield from whole
+                # Of a part that is too long no more is kept than shows that it is.
+                rest = rest[: _LONGEST_PART + 1]
+                parts, size = parts + len(whole), size + len(chunk)
+                if parts > MAX_ENTRIES or size > MOST_LISTED:
+                    raise unfolds(commit)
+                yield from (part for part in whole if len(part) <= _LONGEST_PART)
             process.wait()
         except (git.exc.GitError, OSError) as error:
             if "memory" not in str(error):
                 self._doubted()
-            raise SourceError(f"git {command} in {self.path}: {error}") from error
+            raise self._failed(command, error) from error
         finally:
             process.proc.kill()
             process.proc.wait()
             for stream in (process.proc.stdout, process.proc.stderr):
                 if stream is not None:
                     stream.close()
-
-    def _bounded(self, commit: str, listed: Generator[bytes]) -> Iterator[bytes]:
-        with contextlib.closing(listed):
-            for count, part in enumerate(listed, 1):
-                if count > MAX_ENTRIES:
-                    raise SourceError(
-                        f"the spec folder of commit {commit[:12]} has, or changes, more than {MAX_ENTRIES} entries, "
-                        "and no more are read. Give the specs a folder of their own (--path)."
-                    )
-                yield part
 
     def _specs_of(self, commit: str) -> str:
         return f"{commit}:{self.spec_path}" if self.spec_path else commit
@@ -301,7 +313,7 @@ class Repository:
             )
         except (git.exc.GitError, OSError) as error:
             self._doubted()
-            raise SourceError(f"git {command} in {self.path}: {error}") from error
+            raise self._failed(command, error) from error
         if status == 0:
             return str(out)
         if err and command == "rev-parse":
@@ -317,10 +329,31 @@ class Repository:
         except (git.exc.GitError, OSError) as error:
             self._repo.git.clear_cache()
             self._doubted()
-            raise SourceError(f"git {command} in {self.path}: {error}") from error
+            raise self._failed(command, error) from error
         if not isinstance(out, bytes):
             raise SourceError(f"git {command} gave no output")
         return out
+
+    def _failed(self, command: str, error: Exception) -> SourceError:
+        # Without the command line, which begins with the environment.
+        told = re.sub(r"^\s*stderr: ", "", getattr(error, "stderr", "")).strip() or type(error).__name__
+        return SourceError(
+            f"git {command} in {self.path}: {told if isinstance(error, git.exc.GitError) else error}"
+        )
+
+
+def check_branch(branch: str | None) -> None:
+    """Raises `ConfigError` for what can't be a branch's name, here or in a remote."""
+    if branch is not None and (_NO_BRANCH.search(branch) or not branch.isprintable()):
+        raise ConfigError(f"branch {branch!r} is not a branch name")
+
+
+def unfolds(commit: str) -> TooMuch:
+    """A spec folder with more in it than is read."""
+    return TooMuch(
+        f"the spec folder of commit {commit[:12]} has, or changes, more than {MAX_ENTRIES} entries or "
+        f"{MOST_LISTED >> 20} MB of paths, and no more are read. Give the specs a folder of their own (--path)."
+    )
 
 
 def _blob_id(data: bytes) -> str:

@@ -13,8 +13,12 @@ from envfabric.core.errors import ConfigError, HeldBack
 from envfabric.specs.plumbing import SAFE_CONFIG, Finished, Git, TimedOut, git_folder, plain_environment
 from envfabric.specs.repository import Repository, SourceError
 
-_TIME = 60.0
-"""Seconds that a check may take."""
+_TIME = 10.0
+"""Seconds that each of the two steps of a check may take: the loop waits for them."""
+_MOST = 1 << 20
+"""Bytes of a commit that are looked at for the kind of its signature; git itself checks all of it."""
+_PROVEN = 1000
+"""Commits whose signers are remembered; only those that are published later are asked about."""
 _BAD = {"BADSIG": "a bad one", "EXPSIG": "one that has expired", "EXPKEYSIG": "one of a key that has expired"}
 _BAD |= {"REVKEYSIG": "one of a key that was revoked", "ERRSIG": "one of a key that is not listed"}
 
@@ -34,6 +38,7 @@ class Signatures:
         self._home = gnupg_home
         self._git = Git()
         self._good: str | None = None
+        self._proven: dict[str, dict[str, str]] = {}
         if not required:
             return
         if allowed_signers is None and gnupg_home is None:
@@ -50,8 +55,8 @@ class Signatures:
         """
         if not self.required or commit == self._good:
             return
-        text = self._run(repository, "cat-file", "commit", commit)
-        if text.code:
+        text = self._run(repository, "cat-file", "commit", commit, most=_MOST)
+        if text.code and not text.cut:
             raise SourceError(f"commit {commit[:12]} of {repository.path} can't be read: {text.err.strip()}")
         header = text.out.partition(b"\n\n")[0]
         who = f"commit {commit[:12]} by {_author(header)}"
@@ -74,10 +79,17 @@ class Signatures:
         done = self._run(repository, "verify-commit", "--raw", commit)
         if done.code == 0 and _is_good(done.err, ssh=ssh):
             self._good = commit
+            if len(self._proven) >= _PROVEN:
+                self._proven.clear()
+            self._proven[commit] = _signer(done.err, ssh=ssh)
             return
         raise HeldBack(
             f"{who} has a signature, but {_fault(done.err, ssh=ssh)}; what was published stays. {self._advice()}"
         )
+
+    def signer(self, commit: str) -> dict[str, str] | None:
+        """Whose good signature a commit was found to have, by which key; None where none was asked for."""
+        return self._proven.get(commit)
 
     def _check_lists(self) -> None:
         for setting, path, program in (
@@ -91,7 +103,7 @@ class Signatures:
             if shutil.which(program) is None:
                 raise ConfigError(f"signatures.{setting} is set, but {program} is not installed on this host")
 
-    def _run(self, repository: Repository, *arguments: str) -> Finished:
+    def _run(self, repository: Repository, *arguments: str, most: int | None = None) -> Finished:
         # Above the repository's own configuration, which anybody who can write there may have changed.
         config = SAFE_CONFIG | {
             "safe.directory": "*",
@@ -106,7 +118,7 @@ class Signatures:
         # Without a home of its own gpg would use the user's keyring: this one is nowhere.
         env["GNUPGHOME"] = str(self._home.absolute()) if self._home else "/nonexistent"
         try:
-            return self._git.run(arguments, env=env, config=config, timeout=_TIME)
+            return self._git.run(arguments, env=env, config=config, timeout=_TIME, file_limit=most)
         except TimedOut:
             raise SourceError(
                 f"git {arguments[0]} in {repository.path} took longer than {_TIME:g} s"
@@ -126,6 +138,10 @@ _KINDS = {"allowed_signers": "file", "gnupg_home": "folder"}
 def _author(header: bytes) -> str:
     found = re.search(rb"^author (.*?) <", header, re.MULTILINE)
     name = found[1].decode("utf-8", "replace") if found else "?"
+    return _printable(name)
+
+
+def _printable(name: str) -> str:
     return "".join(one if one.isprintable() else "?" for one in name)[:80]
 
 
@@ -135,6 +151,18 @@ def _is_good(told: str, *, ssh: bool) -> bool:
         return re.search(r'^Good "git" signature for \S+ with ', told, re.MULTILINE) is not None
     words = {line.split()[1] for line in told.splitlines() if line.startswith("[GNUPG:] ")}
     return {"GOODSIG", "VALIDSIG"} <= words and not words & _BAD.keys()
+
+
+def _signer(told: str, *, ssh: bool) -> dict[str, str]:
+    """Who signed, by the operator's lists, and the key's fingerprint; of what `_is_good` passed."""
+    if ssh:
+        found = re.search(r'^Good "git" signature for (\S+) with \S+ key (\S+)', told, re.MULTILINE)
+        return {"name": found[1], "key": found[2]} if found else {}
+    words = {
+        line.split()[1]: line.split(maxsplit=3) for line in told.splitlines() if line.startswith("[GNUPG:] ")
+    }
+    name = words["GOODSIG"][3] if len(words["GOODSIG"]) > 3 else ""
+    return {"name": _printable(name), "key": words["VALIDSIG"][2] if len(words["VALIDSIG"]) > 2 else ""}
 
 
 def _fault(told: str, *, ssh: bool) -> str:

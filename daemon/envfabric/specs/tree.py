@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from envfabric.core import ids
 from envfabric.core.errors import Reason
-from envfabric.specs.repository import SourceError, TreeItem
+from envfabric.specs.repository import TooMuch, TreeItem
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ def find_specs(
     """Sorts a tree's entries into specs and misplaced pyproject.toml files.
 
     With `before`, `items` hold all that now lies in the `changed` places, and any other place is as it was then.
-    Raises `SourceError` where there are too many.
+    Raises `TooMuch` where there are too many.
     """
     specs, problems = _sort(items)
     if before is None or before.places is None:
@@ -106,7 +106,7 @@ def find_specs(
             _put(found.twins, folded, tuple(sorted(names & found.plain.keys())) or None)
         groups = (found.twins[_folded(one)] for one in touched if one in refs)
     if len(refs) > MAX_SPECS:
-        raise SourceError(
+        raise TooMuch(
             f"the revision has {len(refs)} specs; at most {MAX_SPECS} are read. Divide them among several "
             "fabrics, each with a folder of its own (--path)."
         )

@@ -4,7 +4,7 @@ rolled back, repaired and collected. Appended to by the writer only; read line b
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from envfabric.core.errors import StoreError, redact
 from envfabric.store.files import Files
 from envfabric.store.root import Root, now
+from envfabric.store.writer import LostWriter
 from envfabric.telemetry import logs
 
 LOOK_BACK = 64 << 20
@@ -40,9 +41,11 @@ class LastTold:
 class History:
     """The audit trail of one ROOT. Belongs to the loop's thread."""
 
-    def __init__(self, root: Root, files: Files) -> None:
+    def __init__(self, root: Root, files: Files, check: Callable[[], None] = lambda: None) -> None:
+        """`check` raises where this is the writer no more, see store/writer."""
         self._root = root
         self._files = files
+        self._check = check
         self._waiting: list[str] = []
         self._whole: Path | None = None
         self._log = logs.get()
@@ -55,17 +58,23 @@ class History:
         self._waiting.append(json.dumps({"at": now(), "event": event, **told}))
 
     def flush(self) -> None:
-        """Appends what was noted. A trail that can't be written stops nothing: it is tried again."""
+        """Appends what was noted. A trail that can't be written stops nothing: it is tried again.
+
+        Raises `LostWriter`: it is the next writer's by then.
+        """
         if not self._waiting:
             return
         path = self._root.history / f"{now()[:7]}.jsonl"
         data = "".join(f"{line}\n" for line in self._waiting).encode()
         try:
             self._root.require_marker()
+            self._check()
             # A line that a crash or a full disk has cut ends here: it takes no other with it.
             cut = path != self._whole and _is_cut(path)
             self._whole = None
             self._files.append(path, b"\n" + data if cut else data)
+        except LostWriter:
+            raise
         except (OSError, StoreError) as error:
             self._log.warning("history not written", error=str(error))
             # Bounded: a NAS that is away for long costs the oldest events, not the memory.

@@ -5,6 +5,8 @@ Times are the wall clock of the writer's host: a clock that is off costs a retry
 """
 
 import json
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,11 +43,17 @@ def read_retries(root: Root) -> dict[str, Retry]:
     try:
         raw = json.loads(_path(root).read_bytes())
         return {
-            str(spec_id): Retry(str(tree), float(due), int(attempts))
+            str(spec_id): Retry(str(tree), _soon(float(due)), int(attempts))
             for spec_id, (tree, due, attempts) in raw["retries"].items()
         }
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return {}
+
+
+def _soon(due: float) -> float:
+    """A time that is not further away than any that is set here: the clock that it was read off may have been off."""
+    latest = time.time() + MOST * (1 + JITTER)
+    return min(due, latest) if math.isfinite(due) else latest
 
 
 def write_retries(root: Root, files: Files, retries: Mapping[str, Retry]) -> None:
