@@ -62,7 +62,7 @@ def test_index_whose_links_failed_is_told_all_the_same(
     assert not (root.envs / "wf" / "a").is_symlink()
     loop._publish()
     assert (root.envs / "wf" / "a").is_symlink()
-    loop._history.flush()
+    loop._trail.flush()
     (trail,) = root.history.iterdir()
     told = [json.loads(line) for line in trail.read_text().splitlines()]
     assert [(one["event"], one["spec"], one["sequence"]) for one in told] == [("serves", "wf/a", 1)]
