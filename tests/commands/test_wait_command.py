@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from support.fabric import Fabric
-from support.waiting import wait_for
 
 from .conftest import Run
 
@@ -22,6 +21,8 @@ def _start(fabric: Fabric, *arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts what it puts into the background with SIGINT ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -147,21 +148,21 @@ def test_a_revision_that_is_held_back_ends_it_at_once(fabric: Fabric, run: Run) 
 
 def test_interrupted_it_is_quiet(fabric: Fabric) -> None:
     """Ctrl-C ends it with 130 and no traceback."""
-    fabric.init()
-    waiting = _start(fabric)
-    assert waiting.stderr is not None
-    wait_for(
-        lambda: (
-            b"select" in Path(f"/proc/{waiting.pid}/wchan").read_bytes()
-            or b"nanosleep" in Path(f"/proc/{waiting.pid}/wchan").read_bytes()
-            or Path(f"/proc/{waiting.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
-        ),
-        message="it does not wait",
-    )
-    waiting.send_signal(signal.SIGINT)
-    _, err = waiting.communicate(timeout=60)
-    assert waiting.returncode == 130
-    assert "Traceback" not in err
+    fabric.repo.spec("wf/a", ["alpha"])
+    fabric.repo.commit()
+    fabric.run_once()
+    waiting = _start(fabric, "wf/unknown")
+    try:
+        assert waiting.stderr is not None
+        # It says whom it waits for, and waits then.
+        assert "wf/unknown" in waiting.stderr.readline()
+        waiting.send_signal(signal.SIGINT)
+        _, err = waiting.communicate(timeout=60)
+        assert waiting.returncode == 130
+        assert "Traceback" not in err
+    finally:
+        waiting.kill()
+        waiting.wait()
 
 
 @pytest.mark.parametrize("words", [("wait", "--help"), ("which", "--help")])
