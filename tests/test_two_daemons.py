@@ -211,12 +211,12 @@ def keep_retry(fabric: Fabric, due: float, attempts: int) -> Retry:
 
 @contextlib.contextmanager
 def next_writer(fabric: Fabric, how: str) -> Iterator[RunningDaemon]:
-    """A daemon that is the writer after one that was killed, which had kept a retry in an hour."""
+    """A daemon that is the writer after one that was killed, which had kept a retry in ten minutes."""
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(fabric.daemon())
         failed(fabric, 0)
         second = stands_by(stack.enter_context(fabric.daemon())) if how == "take-over" else None
-        keep_retry(fabric, time.time() + 3600, 5)
+        keep_retry(fabric, time.time() + 600, 5)
         first.kill()
         yield second or stack.enter_context(fabric.daemon())
 

@@ -376,13 +376,13 @@ PROBLEMS = {
     "name/$(touch x)": "can't be a spec id",
     "name/-flag": "can't be a spec id",
     "name/back\\slash": "can't be a spec id",
-    "name/" + "a" * 5000: "can't be a spec id",
+    "name/" + "a" * 3000: "can't be a spec id",
     "n" * 101 + "/node": "can't be a spec id",
 }
 """Folders that have a pyproject.toml and can have no id."""
 
-SILENT = ("../node", "wf/..", "./node", ".git/node", "name/.git", ".GIT/x")
-"""Dot folders: nobody's business, and never a way out."""
+SILENT = ("../node", "wf/..", "./node", ".git/node", "name/.git", ".GIT/x", "name/" + "a" * 5000)
+"""Dot folders, and a name that no file system takes: nobody's business, and never a way out."""
 
 
 @dataclass

@@ -16,7 +16,7 @@ TOKEN = "glpat-0123456789abcdef"
 @pytest.fixture(autouse=True)
 def nothing_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that has taken nothing yet, in a home without netrc."""
-    monkeypatch.setattr(errors, "_hidden", set())
+    monkeypatch.setattr(errors, "_hidden", {})
     monkeypatch.setattr(credentials, "_taken", {})
     for name in list(os.environ):
         if name.startswith(("UV_", "ENVFABRIC_")) or name in {"NETRC", "CREDENTIALS_DIRECTORY"}:

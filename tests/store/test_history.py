@@ -61,7 +61,7 @@ def test_no_credentials(root: Root) -> None:
 
 def test_secrets_of_any_spelling(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of digits spoils no number, and one that JSON spells otherwise is found all the same."""
-    monkeypatch.setattr(errors, "_hidden", set())
+    monkeypatch.setattr(errors, "_hidden", {})
     for secret in ("2345", 'pass"word\\ä'):
         errors.hide(secret)
     history = History(root, Files())

@@ -82,7 +82,10 @@ _MESSAGE_MOST = 1200
 """Longest message in characters: it stands in index.json, where everybody reads it."""
 
 
-_hidden: set[str] = set()
+_hidden: dict[str, re.Pattern[str]] = {}
+_LONG = 8
+"""Characters from which on a secret is taken out of any text that it is a part of; a shorter one, which may be a part
+of ordinary words, only where it stands by itself."""
 
 
 def hide(secret: str) -> None:
@@ -90,8 +93,10 @@ def hide(secret: str) -> None:
 
     One of less than four characters would take much else with it, and is not worth the name.
     """
-    if len(secret) >= 4:
-        _hidden.add(secret)
+    if len(secret) >= _LONG:
+        _hidden[secret] = re.compile(re.escape(secret))
+    elif len(secret) >= 4:
+        _hidden[secret] = re.compile(rf"(?<![A-Za-z0-9]){re.escape(secret)}(?![A-Za-z0-9])")
 
 
 def redact(text: str) -> str:
@@ -99,7 +104,7 @@ def redact(text: str) -> str:
     text = _CREDENTIALS.sub("://***@", text)
     # The longest first: one may be a part of another.
     for secret in sorted(_hidden, key=len, reverse=True):
-        text = text.replace(secret, "***")
+        text = _hidden[secret].sub("***", text)
     return text
 
 
