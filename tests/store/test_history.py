@@ -65,11 +65,13 @@ def test_secrets_of_any_spelling(root: Root, monkeypatch: pytest.MonkeyPatch) ->
     for secret in ("2345", 'pass"word\\ä'):
         errors.hide(secret)
     history = History(root, Files())
-    history.note("order", sequence=123456, arguments={"words": ['is pass"word\\ä here'], "code": "12345"})
+    history.note(
+        "order", sequence=123456, arguments={"words": ['is pass"word\\ä here'], "code": "12345 1-2345"}
+    )
     history.flush()
     (line,) = lines(root)
     assert line["sequence"] == 123456
-    assert line["arguments"] == {"words": ["is *** here"], "code": "1***"}
+    assert line["arguments"] == {"words": ["is *** here"], "code": "12345 1-***"}
 
 
 @pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
