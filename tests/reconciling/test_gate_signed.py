@@ -58,3 +58,12 @@ def test_unsigned_revision_in_force_builds_nothing(fabric: Fabric) -> None:
     assert (index["revision"], index["environments"]) == (before["revision"], before["environments"])
     done = fabric.command("retry", "wf/a", "--config", fabric.configure())
     assert (done.returncode, "is not signed" in done.stderr) == (1, True)
+    fabric.settings["interval"] = 0.2
+    with fabric.daemon() as daemon:
+        daemon.wait_for_metric("envfabric_revision_held_back", 1)
+        # An order makes the loop go round: the looks in between find the same.
+        order = fabric.command("confirm", "0000000", "--config", fabric.configure())
+        assert order.returncode == 1
+        assert daemon.metric("envfabric_revision_held_back") == 1
+        assert "is not signed" in fabric.index()["problems"][0]["message"]
+        assert len(daemon.events("revision held back")) == 1

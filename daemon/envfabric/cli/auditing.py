@@ -66,9 +66,10 @@ def history(
         if not retained and not events:
             raise
         entry = {}
-    if not retained and not events and not entry:
-        index.environment(index.read_index(place.path), spec_id)
     rows = generations_of(events, [_facts(generations, one) for one in retained])
+    if not rows and not entry:
+        # Somebody may have given an order for it, which was refused.
+        index.environment(index.read_index(place.path), spec_id)
     numbers = {one.number for one in retained}
     for row in rows:
         serving = row["generation"] == entry.get("generation")

@@ -140,6 +140,11 @@ def lock(
             f"`envfabric status {spec_id}`, or wait with `envfabric wait {spec_id}`."
         )
     if content.pyproject != text.encode():
+        if (error := entry["error"]) and error["reason"] == "lock-stale":
+            raise FabricError(
+                f"{spec_id} serves generation {number} still, because the committed uv.lock is stale: run `uv lock` in "
+                f"{folder} and commit it, or remove uv.lock, commit, and lock once it is served."
+            )
         raise FabricError(
             f"{spec_id} is served as generation {number}, which was made from another pyproject.toml than "
             f"{folder / 'pyproject.toml'}. Commit that, wait with `envfabric wait {spec_id} --commit HEAD`, and lock "

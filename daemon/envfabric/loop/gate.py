@@ -208,6 +208,10 @@ class Gate:
         self._told_unread = why
         return True
 
+    def holds(self, commit: str) -> bool:
+        """Whether this is what was held back last."""
+        return self.held is not None and self.held.commit == commit
+
     def clear(self) -> bool:
         """Nothing is held back, and all can be read; whether it was otherwise."""
         self._metrics.revision_held_back.set(0)

@@ -250,7 +250,8 @@ class Reconciler:
             commit = self._repository.head()
             if commit is None:
                 raise SourceError("the branch has no commit any more; what was published stays")
-            if commit != self.board.revision:
+            # What is in force can be what is held back, where the settings have changed since it was published.
+            if commit != self.board.revision or self._gate.holds(commit):
                 self._follow(commit)
                 self._metrics.reconciles.inc()
             if self._gate.clear():

@@ -128,7 +128,7 @@ def from_runtime_env(text: str, where: str, base: Path) -> Imported:
     if not any(re.match(r"ray\b", one, re.IGNORECASE) for one in found.draft.requirements):
         found.note(
             "ray is not among the requirements, and a Ray task would hang in an environment without it: "
-            "`envfabric add ID ray==<the cluster's version>`."
+            "`envfabric add` with the spec's id and ray==<the cluster's version>."
         )
     return found
 
