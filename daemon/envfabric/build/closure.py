@@ -15,7 +15,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from packaging.markers import InvalidMarker, Marker
+from packaging.markers import InvalidMarker, Marker, UndefinedComparison, UndefinedEnvironmentName
 from packaging.tags import Tag, compatible_tags, cpython_tags, platform_tags
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import Version
@@ -222,7 +222,7 @@ def _applies(entry: dict[str, Any], python: Interpreter) -> bool:
     }
     try:
         return not markers or any(Marker(one).evaluate(environment) for one in markers)
-    except InvalidMarker:
+    except (InvalidMarker, UndefinedComparison, UndefinedEnvironmentName, RecursionError):
         return True
 
 

@@ -56,7 +56,7 @@ _SOURCE_KEYS = {
     "git": frozenset({"git", "rev", "tag", "branch", "subdirectory"}),
 }
 _ANY_SOURCE = frozenset({"marker", "extra", "group"})
-_INDEX_KEYS = frozenset({"name", "url", "default", "explicit", "format", "exclude-newer", "cache-control"})
+_INDEX_KEYS = frozenset({"name", "url", "default", "explicit", "format", "exclude-newer"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,6 +241,8 @@ def _check_asked(
 def _python_request(
     spec_id: str, table: SpecTable, version_file: bytes | None, requires: str
 ) -> PythonRequest:
+    if len(requires) > 200:
+        raise SpecError(Reason.INVALID_SPEC, "project.requires-python is longer than 200 characters.")
     try:
         SpecifierSet(requires)
     except InvalidSpecifier:
