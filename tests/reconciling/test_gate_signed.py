@@ -1,17 +1,11 @@
 """Signatures are asked for at the gate: a commit without one is not reconciled, and says so."""
 
 import json
-import shutil
 import subprocess
-
-import pytest
 
 from support.fabric import Fabric
 
-needs_keys = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh-keygen is not installed")
 
-
-@needs_keys
 def test_unsigned_commit_is_held_back(fabric: Fabric) -> None:
     """The first unsigned commit publishes nothing; a signed one is adopted; the next unsigned one leaves it in force,
     and can't be confirmed."""
@@ -44,7 +38,6 @@ def test_unsigned_commit_is_held_back(fabric: Fabric) -> None:
     assert (done.returncode, "can't be confirmed" in done.stderr) == (1, True)
 
 
-@needs_keys
 def test_unsigned_revision_in_force_builds_nothing(fabric: Fabric) -> None:
     """Signatures that are required from now on leave what is published as it is, and nothing is built from it."""
     fabric.repo.spec("wf/a", ["missing-package"])

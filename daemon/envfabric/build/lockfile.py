@@ -18,10 +18,10 @@ from envfabric.core.errors import Reason, SpecError
 from envfabric.specs.policy import Policy
 from envfabric.specs.toml import parse_toml
 
-_SPLIT = "\n[[package]]\n"
+SPLIT = "\n[[package]]\n"
 _OPTIONS = "\n[options]\n"
 _CUTOFF = re.compile(r"^exclude-newer(?:-span)? = [^\n]*\n?", re.MULTILINE)
-_OWN_SOURCE = re.compile(r'^source = \{ (?:virtual|editable) = "\." \}$', re.MULTILINE)
+OWN_SOURCE = re.compile(r'^source = \{ (?:virtual|editable) = "\." \}$', re.MULTILINE)
 _NAME_LINE = re.compile(r'\Aname = "([^"]+)"\nversion = "([^"]+)"\n')
 
 
@@ -117,14 +117,14 @@ def with_project(text: str, name: str, version: str) -> str:
 
     Packages stand in the order of their names, and so must the project's own entry.
     """
-    head, *blocks = text.split(_SPLIT)
+    head, *blocks = text.split(SPLIT)
     blocks = [block if block.endswith("\n") else f"{block}\n" for block in blocks]
-    own = next(number for number, block in enumerate(blocks) if _OWN_SOURCE.search(block))
+    own = next(number for number, block in enumerate(blocks) if OWN_SOURCE.search(block))
     block = _NAME_LINE.sub(f'name = "{name}"\nversion = "{version}"\n', blocks.pop(own))
     # A tail after the last package would be cut off from it by moving; uv writes none.
     place = next((i for i, other in enumerate(blocks) if _name_of(other) > name), len(blocks))
     blocks.insert(place, block)
-    return _SPLIT.join([head.rstrip("\n") + "\n", *blocks]).rstrip("\n") + "\n"
+    return SPLIT.join([head.rstrip("\n") + "\n", *blocks]).rstrip("\n") + "\n"
 
 
 def with_cutoff(text: str, lines: str) -> str:
@@ -133,7 +133,7 @@ def with_cutoff(text: str, lines: str) -> str:
     uv calls a lock stale that was made under another exclude-newer than it is checked under, and nothing else
     in it tells.
     """
-    head, mark, rest = text.partition(_SPLIT)
+    head, mark, rest = text.partition(SPLIT)
     before, _, options = head.partition(_OPTIONS)
     own, following, tail = options.partition("\n[")
     kept = (lines + _CUTOFF.sub("", own)).strip("\n")
@@ -144,7 +144,7 @@ def with_cutoff(text: str, lines: str) -> str:
 
 def cutoff_lines(text: str) -> str:
     """What a lock says of exclude-newer in its options, as uv wrote it; '' for nothing."""
-    own = text.partition(_SPLIT)[0].partition(_OPTIONS)[2].partition("\n[")[0]
+    own = text.partition(SPLIT)[0].partition(_OPTIONS)[2].partition("\n[")[0]
     return "".join(f"{match[0].rstrip()}\n" for match in _CUTOFF.finditer(own))
 
 
@@ -168,7 +168,7 @@ def own_entry(raw: bytes) -> tuple[str, str] | None:
 
 
 def _own_entry(text: str) -> tuple[str, str]:
-    block = next(block for block in text.split(_SPLIT)[1:] if _OWN_SOURCE.search(block))
+    block = next(block for block in text.split(SPLIT)[1:] if OWN_SOURCE.search(block))
     name, version = _NAME_LINE.match(block).groups()  # type: ignore[union-attr]
     return name, version
 

@@ -4,7 +4,6 @@ uv writes down what the project required when it was locked. Where that differs 
 say the same; where it does not, uv may still find something, which only asking it (`--resolve`) shows. Runs nothing.
 """
 
-import hashlib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -15,38 +14,19 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from envfabric.build.lockfile import OWN_SOURCE, SPLIT
 from envfabric.core.errors import Reason, SpecError
 from envfabric.specs.spec import Spec
-
-_SPLIT = "\n[[package]]\n"
-_OWN_SOURCE = re.compile(r'^source = \{ (?:virtual|editable) = "\." \}\r?$', re.MULTILINE)
 
 _Required = tuple[str, str, tuple[str, ...]]
 """A requirement's name, specifier and extras; markers are left out, which uv writes in another form."""
 
 
-def without_own(lock: bytes) -> str | None:
-    """A digest of all of a lock but the project's own entry: large fleets have the same one many times.
-
-    None where that entry is not one that can be read by itself.
-    """
-    head, *blocks = lock.decode("utf-8", "replace").split(_SPLIT)
-    own = [number for number, block in enumerate(blocks) if _OWN_SOURCE.search(block)]
-    if len(own) != 1:
-        return None
-    try:
-        tomllib.loads(f"[[package]]\n{blocks[own[0]]}")
-    except ValueError:
-        return None
-    blocks[own[0]] = ""
-    return hashlib.sha256(_SPLIT.join([head, *blocks]).encode()).hexdigest()
-
-
 def check_fits(spec: Spec) -> None:
     """Raises `SpecError` (lock-stale) that says by what a spec's committed lock differs from it."""
     text = (spec.lock or b"").decode("utf-8", "replace").replace("\r\n", "\n")
-    head, *blocks = text.split(_SPLIT)
-    own = next((block for block in blocks if _OWN_SOURCE.search(block)), None)
+    head, *blocks = text.split(SPLIT)
+    own = next((block for block in blocks if OWN_SOURCE.search(block)), None)
     if own is None:
         return
     try:

@@ -23,6 +23,7 @@ import uv
 from envfabric.build.scope import Stopped, current
 from envfabric.build.survivors import end_survivors
 from envfabric.core.errors import Reason, SpecError, redact
+from envfabric.core.reaching import VARIABLES
 from envfabric.store.root import Root
 
 _PASSED = (
@@ -31,16 +32,7 @@ _PASSED = (
     "XDG_CONFIG_HOME",
     "XDG_CONFIG_DIRS",
     "NETRC",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "ALL_PROXY",
-    "NO_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "all_proxy",
-    "no_proxy",
+    *VARIABLES,
     "UV_KEYRING_PROVIDER",
     "UV_HTTP_TIMEOUT",
     "UV_CONFIG_FILE",

@@ -12,6 +12,7 @@ from envfabric.cli.auditing import history
 from envfabric.cli.checking import check
 from envfabric.cli.compare import closure_of, compare
 from envfabric.cli.keeping import add_commands
+from envfabric.cli.options import Config, RootOption
 from envfabric.cli.progress import Progress
 from envfabric.client import commands, index
 from envfabric.core.errors import ConfigError, FabricError
@@ -31,9 +32,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Config = Annotated[Path | None, typer.Option(help="The settings file (ENVFABRIC_CONFIG).", metavar="FILE")]
-RootOption = Annotated[Path | None, typer.Option("--root", help="The NAS folder.", metavar="DIR")]
 
 
 def _version(wanted: bool) -> None:

@@ -6,13 +6,13 @@ and needs neither the daemon nor its settings.
 
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
+from envfabric.cli.options import Config, RootOption, SpecId
 from envfabric.cli.show import console
 from envfabric.client import index
 from envfabric.core.ids import is_id
@@ -43,15 +43,13 @@ _BY_MOST = 24
 
 
 def history(
-    spec_id: Annotated[str, typer.Argument(metavar="ID")],
+    spec_id: SpecId,
     *,
     as_json: Annotated[
         bool, typer.Option("--json", help="As JSON, with every fact and event: for audits.")
     ] = False,
-    root: Annotated[Path | None, typer.Option("--root", help="The NAS folder.", metavar="DIR")] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="The settings file (ENVFABRIC_CONFIG).", metavar="FILE")
-    ] = None,
+    root: RootOption = None,
+    config: Config = None,
 ) -> None:
     """Show what was published of a spec, newest first: by whom, when it was served, what is left of it."""
     place = open_root(index.find_root(root, config))

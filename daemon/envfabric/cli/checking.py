@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from envfabric.cli.specs import Config, specs_folder
+from envfabric.cli.options import AsJson, Config
+from envfabric.cli.specs import specs_folder
 from envfabric.core.errors import ConfigError
 from envfabric.core.ids import shown
 from envfabric.service.linting import Finding, Linted, finding_of, lint, rehearse
@@ -26,7 +27,7 @@ def check(
     resolve: Annotated[
         bool, typer.Option("--resolve", help="Ask the indexes, too, whether each can be resolved.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: AsJson = False,
     config: Config = None,
 ) -> None:
     """Lint specs without building: offline, executing nothing. Exits 0 if all are good, 1 otherwise."""

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from envfabric.cli.orders import AsJson, Config, RepoOption, RootOption, ordered, settings_of, tell
+from envfabric.cli.options import AsJson, Config, RepoOption, RootOption
+from envfabric.cli.orders import ordered, settings_of, tell
 from envfabric.cli.show import bytes_text, console
 from envfabric.client import index
 from envfabric.core.errors import ConfigError

@@ -11,16 +11,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from envfabric.cli.options import AsJson, Config, RepoOption, RootOption, SpecId
 from envfabric.service.asking import order
 from envfabric.service.settings import Settings, load_settings
 from envfabric.store.requests import Answer
 from envfabric.telemetry import logs
-
-Config = Annotated[Path | None, typer.Option(help="The settings file (ENVFABRIC_CONFIG).", metavar="FILE")]
-RootOption = Annotated[Path | None, typer.Option("--root", help="The NAS folder.", metavar="DIR")]
-RepoOption = Annotated[str | None, typer.Option("--repo", help="The spec repository.", metavar="REPO")]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
-SpecId = Annotated[str, typer.Argument(metavar="ID")]
 
 
 def add_commands(app: typer.Typer) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from envfabric.cli.options import Config, RootOption
 from envfabric.client import index
 from envfabric.core.errors import ConfigError, FabricError, SpecError
 from envfabric.service.assembly import policy_of
@@ -23,8 +24,6 @@ from envfabric.store.files import Files
 from envfabric.store.generations import Generations
 from envfabric.store.root import open_root
 
-Config = Annotated[Path | None, typer.Option(help="The settings file (ENVFABRIC_CONFIG).", metavar="FILE")]
-RootOption = Annotated[Path | None, typer.Option("--root", help="The NAS folder.", metavar="DIR")]
 SpecsOption = Annotated[
     Path | None,
     typer.Option("--specs", help="The folder of specs in your clone; default: this folder.", metavar="DIR"),

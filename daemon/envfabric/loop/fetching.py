@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from envfabric.specs.mirror import Mirror
 from envfabric.specs.repository import SourceError
+from envfabric.store.retries import delay
 from envfabric.telemetry import logs
 from envfabric.telemetry.metrics import Metrics
 
@@ -20,8 +21,8 @@ FIRST_RETRY, LAST_RETRY = 2.0, 60.0
 """Seconds after a first failed fetch, and the most after many; where the interval is longer, that is the most."""
 GAP = 1.0
 """Seconds between the beginnings of two fetches, however often they are asked for."""
-_JITTER, _RETRY_JITTER = 0.1, 0.2
-"""Shares by which the times differ, so that many daemons do not ask at once."""
+_JITTER = 0.1
+"""The share by which the interval differs, so that many daemons do not ask at once."""
 
 
 class Fetching:
@@ -102,9 +103,7 @@ class Fetching:
         if not self._failures:
             return self._interval * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311
         most = max(LAST_RETRY, self._interval)
-        # Past some doublings the number would be too large for a float.
-        wait = min(most, FIRST_RETRY * 2.0 ** min(self._failures - 1, 30))
-        return wait * random.uniform(1 - _RETRY_JITTER, 1 + _RETRY_JITTER)  # noqa: S311
+        return delay(self._failures - 1, random.random(), FIRST_RETRY, most)  # noqa: S311
 
     def _fetch(self) -> None:
         self._begun = began = time.monotonic()

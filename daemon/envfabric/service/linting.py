@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from envfabric.build.interpreters import Interpreters
-from envfabric.build.lockfile import read_lock
+from envfabric.build.lockfile import neutral, read_lock
 from envfabric.build.resolve import Resolver
-from envfabric.build.staleness import check_fits, without_own
+from envfabric.build.staleness import check_fits
 from envfabric.build.uv import Uv
 from envfabric.core.errors import Reason, SpecError
 from envfabric.service.assembly import policy_of
@@ -136,10 +136,10 @@ def _read(folder: Path, ref: SpecRef, policy: Policy, locks: set[str]) -> Spec:
     spec = read_spec(ref.id, ref.tree, files, policy)
     if spec.lock is not None:
         # Reading a large one takes a tenth of a second, and what they lock is the same in many.
-        known = without_own(spec.lock)
-        if known is None or known not in locks:
+        known = neutral(spec.lock)
+        if known not in locks:
             read_lock(spec.lock, f"{ref.id}/uv.lock", policy)
-            locks |= {known} if known else set()
+            locks.add(known)
         check_fits(spec)
     return spec
 

@@ -145,6 +145,7 @@ class Mirror:
             self.path.rename(self._old)
         # Between these two a reader finds none for an instant, and looks again.
         self._new.rename(self.path)
+        # The new one is in force, whatever becomes of this; what is left is removed before the next replacement.
         shutil.rmtree(self._old, ignore_errors=True)
         return commit
 

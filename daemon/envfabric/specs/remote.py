@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from envfabric.core.errors import ConfigError, hide, redact
+from envfabric.core.reaching import VARIABLES
 
 _SCP = re.compile(
     r"(?P<user>[A-Za-z0-9._+-]+@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9.-]*):(?P<path>[^:].*)"
@@ -27,22 +28,13 @@ _PASSED = (
     "XDG_RUNTIME_DIR",
     "TMPDIR",
     "SSH_AUTH_SOCK",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
+    *VARIABLES,
     "CURL_CA_BUNDLE",
     "GIT_SSL_CAINFO",
     "GIT_SSL_CAPATH",
     "GIT_CONFIG_GLOBAL",
     "GIT_CONFIG_SYSTEM",
     "GIT_CONFIG_NOSYSTEM",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "ALL_PROXY",
-    "NO_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "all_proxy",
-    "no_proxy",
 )
 _USER, _PASSWORD, _FILE = "ENVFABRIC_GIT_USER", "ENVFABRIC_GIT_PASSWORD", "ENVFABRIC_GIT_FILE"
 # Both answer only when they are asked: git also tells helpers what worked, to be written down, and what did not.

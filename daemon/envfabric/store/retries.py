@@ -29,10 +29,13 @@ class Retry:
     attempts: int
 
 
-def delay(attempts: int, drawn: float) -> float:
-    """Seconds until the next try of what was tried again `attempts` times; `drawn` is a random number from 0 to 1."""
+def delay(attempts: int, drawn: float, first: float = FIRST, most: float = MOST) -> float:
+    """Seconds until the next try of what was tried again `attempts` times; `drawn` is a random number from 0 to 1.
+
+    `first` are the seconds of the first time, `most` the most without the jitter.
+    """
     # The power is bounded: what failed five thousand times would be no float any more.
-    return min(FIRST * 2.0 ** min(attempts, 32), MOST) * (1 + JITTER * (2 * drawn - 1))
+    return min(first * 2.0 ** min(attempts, 32), most) * (1 + JITTER * (2 * drawn - 1))
 
 
 def read_retries(root: Root) -> dict[str, Retry]:
