@@ -45,6 +45,7 @@ class Drawing:
         """By kind and operation, the most calls in one."""
         self._delays: dict[str, float] = defaultdict(lambda: _FIRST_DELAY)
         self._missed: Counter[str] = Counter()
+        self._missed_in: Counter[tuple[str, str]] = Counter()
         self.seen: Counter[str] = Counter()
         self.hits: Counter[str] = Counter()
 
@@ -72,7 +73,11 @@ class Drawing:
             kind = self._chance.choice(possible)
         operations = sorted(set(self._calls[kind]) - {RECOVERY})
         cheap = [one for one in operations if one not in self._costly]
-        operation = self._chance.choice(cheap if cheap and self._chance.random() < _THRIFT else operations)
+        if cheap and self._chance.random() < _THRIFT / (1 + min(self._missed_in[kind, one] for one in cheap)):
+            operations = cheap
+        # Where it was seen once, by chance, it may hardly ever come again: the others get their turn.
+        chances = [1 / (1 + self._missed_in[kind, one]) for one in operations]
+        (operation,) = self._chance.choices(operations, chances)
         most = self._calls[kind][operation]
         # One that did not come was too late: the next try takes an earlier call.
         number = self._chance.randint(1, max(1, most >> self._missed[kind]))
@@ -99,9 +104,11 @@ class Drawing:
         # The delay of uv's kinds finds its way to uv's running time on this machine.
         self._delays[kind] *= 1.15
 
-    def miss(self, kind: str) -> None:
+    def miss(self, moment: Moment) -> None:
         """The moment did not come."""
+        kind = moment.kind
         self._missed[kind] += 1
+        self._missed_in[kind, moment.operation] += 1
         self._delays[kind] = max(0.001, self._delays[kind] * 0.7)
 
     def missed(self, kind: str) -> int:

@@ -121,7 +121,7 @@ class Rounds:
                 came_back(self._ground, self._story, self._order.arguments["id"])
         else:
             self._result.missed += 1
-            self._result.drawing.miss(moment.kind)
+            self._result.drawing.miss(moment)
             self._running.arm([])
             self._running.check_alive()
         finally:
@@ -178,6 +178,9 @@ class Rounds:
                 self._story.start_anew()
             self._start(arms)
             return
+        if name == INTERRUPT:
+            # Else what this daemon did before, its first start maybe, would count as this operation's.
+            self._running.seen()
         self._running.arm(arms)
         if name == INTERRUPT:
             self._story.do("new")

@@ -61,6 +61,19 @@ def test_daemon_dies_at_its_moment(ground: Ground, barracks: Barracks) -> None:
     at_rest(ground, story)
 
 
+def test_drawing_leaves_where_a_moment_does_not_come() -> None:
+    """A kind that was seen once by chance in a cheap operation is tried in the costly one where it is at home."""
+    drawing = Drawing(random.Random(1), ["first start"])
+    drawing.learn("interrupt", {"uv pip runs": 1})
+    drawing.learn("first start", {"uv pip runs": 1})
+    drawn = []
+    for _ in range(30):
+        moment = drawing.draw()
+        drawn.append(moment.operation)
+        drawing.miss(moment)
+    assert drawn.count("first start") >= 10
+
+
 def test_checks_notice(ground: Ground, barracks: Barracks) -> None:
     """Each thing that a round looks for is noticed where it is so."""
     story = Story(ground, random.Random(1))
