@@ -19,6 +19,9 @@ class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]
     """One worker has all tests of the demo, begun first: what it builds is large, and it is made once."""
 
     def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith("tests/on_ray/"):
+            # One cluster, too.
+            return "ray"
         return "demo" if nodeid.startswith(_OF_THE_DEMO) else nodeid
 
 

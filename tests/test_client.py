@@ -7,6 +7,7 @@ import sys
 import threading
 import venv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,13 +44,76 @@ def test_python_gives_the_immutable_interpreter(served: Fabric, monkeypatch: pyt
 
 
 def test_runtime_env_carries_what_the_spec_says(served: Fabric) -> None:
-    """py_executable, env_vars, working_dir and excludes, for a Ray environment."""
+    """py_executable, the plugin's key with the digest, env_vars that lead child processes into the environment,
+    working_dir and excludes."""
+    python = served.index()["python"]["wf/ray"]
+    prefix = str(Path(python).parents[1])
     assert envfabric.runtime_env("wf/ray", root=served.root) == {
-        "py_executable": served.index()["python"]["wf/ray"],
-        "env_vars": {"OMP_NUM_THREADS": "4"},
+        "py_executable": python,
+        "envfabric": {"id": "wf/ray", "digest": Path(prefix).parent.name, "root": str(served.root)},
+        "env_vars": {"OMP_NUM_THREADS": "4", "VIRTUAL_ENV": prefix, "PATH": f"{prefix}/bin:${{PATH}}"},
         "working_dir": "s3://bucket/code.zip",
         "excludes": ["*.log"],
     }
+
+
+def test_runtime_env_merges_overrides(served: Fabric) -> None:
+    """env_vars are merged, the caller's first; other keys take the spec's place, and None leaves one out."""
+    made = envfabric.runtime_env(
+        "wf/ray",
+        root=served.root,
+        env_vars={"OMP_NUM_THREADS": "8", "PATH": "/mine"},
+        working_dir=None,
+        excludes=["*.csv"],
+        envfabric={"ttl": 60},
+    )
+    folder = os.path.dirname(served.index()["python"]["wf/ray"])
+    assert made["env_vars"]["OMP_NUM_THREADS"] == "8"
+    assert made["env_vars"]["PATH"] == f"{folder}:/mine"
+    assert "working_dir" not in made
+    assert made["excludes"] == ["*.csv"]
+    assert made["envfabric"]["ttl"] == 60
+
+
+@pytest.mark.parametrize("name", ["pip", "uv", "conda", "image_uri"])
+def test_runtime_env_refuses_what_brings_packages(served: Fabric, name: str) -> None:
+    """An environment is complete: what would add to it is refused, with what to do instead."""
+    overrides: dict[str, Any] = {name: ["six"]}
+    with pytest.raises(ValueError, match=f"{name} can't be combined with envfabric"):
+        envfabric.runtime_env("wf/ray", root=served.root, **overrides)
+
+
+def test_runtime_env_refuses_another_interpreter(served: Fabric) -> None:
+    """py_executable may wrap the environment's interpreter, and may not replace it."""
+    python = served.index()["python"]["wf/ray"]
+    wrapped = f"{python} -X importtime"
+    made = envfabric.runtime_env("wf/ray", root=served.root, py_executable=wrapped)
+    assert made["py_executable"] == wrapped
+    with pytest.raises(envfabric.EnvironmentFailed, match="another interpreter"):
+        envfabric.runtime_env("wf/ray", root=served.root, py_executable="python3.12")
+
+
+def test_runtime_env_stays_with_a_digest(served: Fabric) -> None:
+    """ "id@digest" asks for that closure, also when another one is served by now; a wrong one is refused."""
+    made = envfabric.runtime_env("wf/ray", root=served.root)
+    again = envfabric.runtime_env(f"wf/ray@{made['envfabric']['digest']}", root=served.root)
+    assert again == made
+    with pytest.raises(envfabric.EnvironmentFailed, match="0123 is not there"):
+        envfabric.runtime_env("wf/ray@0123", root=served.root)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("VERSION", "2.60.0", "ray==2.60.0"), ("PYTHON", "3.9.1", 'python = "3.9"')],
+)
+def test_runtime_env_refuses_what_does_not_fit_the_cluster(
+    served: Fabric, monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    """Another Ray, or another minor of Python, than the settings name is refused with the line to change."""
+    monkeypatch.setenv(f"ENVFABRIC_RAY__{name}", value)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    with pytest.raises(envfabric.EnvironmentFailed, match=words):
+        envfabric.runtime_env("wf/ray", root=served.root)
 
 
 @pytest.mark.parametrize(

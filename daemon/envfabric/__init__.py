@@ -9,7 +9,7 @@
 All need only the standard library.
 """
 
-from envfabric.client.api import python, runtime_env
+from envfabric.client.api import python
 from envfabric.client.index import (
     EnvfabricError,
     EnvironmentFailed,
@@ -18,6 +18,7 @@ from envfabric.client.index import (
     UnknownEnvironment,
 )
 from envfabric.client.leases import Lease, lease
+from envfabric.client.runtime import runtime_env
 
 __all__ = [
     "EnvfabricError",

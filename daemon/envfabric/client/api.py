@@ -1,4 +1,4 @@
-"""What a driver program calls: the interpreter of an environment, and a Ray runtime_env for it."""
+"""What a driver program calls: the interpreter of an environment, as the index serves it."""
 
 import os
 import time
@@ -24,28 +24,6 @@ def python(spec_id: str, *, root: str | os.PathLike[str] | None = None, wait: fl
     `UnknownEnvironment`, `NotReady` and `EnvironmentFailed`, each with what to do.
     """
     return served(spec_id, root, wait)[0]
-
-
-def runtime_env(
-    spec_id: str, *, root: str | os.PathLike[str] | None = None, wait: float | None = None
-) -> dict[str, Any]:
-    """A Ray runtime_env that runs tasks and actors in `spec_id`, with what its spec adds to it.
-
-    Raises what `python` raises, and `EnvironmentFailed` for an environment in which a Ray task would
-    hang without an exception: one without ray, or whose interpreter this machine does not have.
-    """
-    path, entry = served(spec_id, root, wait)
-    if entry["ray_version"] is None:
-        raise EnvironmentFailed(
-            f'{spec_id} has no ray: a Ray task in it would hang. Add the cluster\'s "ray==…" to its dependencies.'
-        )
-    if not os.access(path, os.X_OK):
-        raise EnvironmentFailed(
-            f"{path} can't be run here. Is the NAS mounted at the same path on this machine?"
-        )
-    told = entry["runtime_env"]
-    optional = {name: told[name] for name in ("working_dir", "excludes") if told.get(name)}
-    return {"py_executable": path, "env_vars": dict(told.get("env_vars") or {}), **optional}
 
 
 def served(

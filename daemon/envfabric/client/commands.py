@@ -11,8 +11,9 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from envfabric.client.api import python, runtime_env, served
+from envfabric.client.api import python, served
 from envfabric.client.index import EnvfabricError, find_root
+from envfabric.client.runtime import runtime_env
 
 SUMMARIES = {
     "which": "Print the path of an environment's interpreter.",

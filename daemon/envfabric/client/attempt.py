@@ -1,0 +1,79 @@
+"""One piece of work on the NAS in a thread of its own, for callers that wait for so long and no longer.
+
+A thread that hangs in the NAS can't be ended, so it is left behind: it keeps no pool's place, holds nobody's exit
+up, and what it makes after all have gone is given back. Knows nothing of Ray.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+_AT_LEAST = 0.3
+"""Seconds that one who joins late waits all the same."""
+
+
+class Attempt(Generic[T]):
+    """Work that is under way, or was a moment ago."""
+
+    def __init__(
+        self, work: Callable[[], T], give_back: Callable[[T], None], timeout: float, name: str
+    ) -> None:
+        self._work = work
+        self._give_back = give_back
+        self._until = time.monotonic() + timeout
+        self._future: Future[T] = Future()
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._over = False
+        self._taken = False
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def joined(self) -> bool:
+        """Joins those who wait, which `result` ends; False where all had gone and it has ended since."""
+        with self._lock:
+            if self._over and not self._taken:
+                return False
+            self._waiting += 1
+            return True
+
+    async def result(self) -> T:
+        """What the work gave. Raises what it raised, and `TimeoutError` where its time is over."""
+        left = max(self._until - time.monotonic(), _AT_LEAST)
+        try:
+            # Shielded: the next one may still wait for it.
+            found = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._future)), left)
+            with self._lock:
+                self._taken = True
+            return found
+        finally:
+            self._leave()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended in an exception."""
+        return self._future.done() and self._future.exception() is not None
+
+    def _run(self) -> None:
+        try:
+            found = self._work()
+        except BaseException as error:
+            self._future.set_exception(error)
+            return
+        self._future.set_result(found)
+        with self._lock:
+            unwanted = not self._waiting and not self._taken
+            self._over = True
+        if unwanted:
+            self._give_back(found)
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._waiting -= 1
+            # It ended in the moment in which the last one's time did.
+            unwanted = self._over and not self._waiting and not self._taken
+        if unwanted:
+            threading.Thread(target=self._give_back, args=(self._future.result(),), daemon=True).start()

@@ -1,0 +1,178 @@
+"""The Ray runtime_env plugin: on every node it checks an environment before Ray starts a worker in it, and leases it.
+
+Lives in the runtime_env agent of each node, in the node's own Python, turned on by
+
+    RAY_RUNTIME_ENV_PLUGINS='[{"class": "envfabric.client.plugin.EnvfabricPlugin"}]'
+
+before `ray start` (docs/ray.md). The one module that imports ray. The agent runs all runtime_envs of the node in
+one event loop, so nothing here touches the NAS but in a thread, and nobody waits for that thread without an end.
+"""
+
+import logging
+import os
+import platform
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray._private.runtime_env.plugin import RuntimeEnvPlugin
+
+from envfabric.client import fitting, runtime
+from envfabric.client.api import served
+from envfabric.client.attempt import Attempt
+from envfabric.client.index import EnvfabricError, EnvironmentFailed, find_root
+from envfabric.client.leases import Lease, lease
+from envfabric.client.wanted import KEY, Wanted, parse, refuse_together
+
+if TYPE_CHECKING:
+    from ray._private.runtime_env.context import RuntimeEnvContext
+    from ray.runtime_env import RuntimeEnv
+
+_ALL = 1 << 60
+"""Bytes that each environment is said to take: more than Ray's cache has, so an unused one is let go at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """An environment that was checked on this node, and is leased."""
+
+    python: str
+    env_vars: dict[str, str]
+    lease: Lease | None
+
+
+class EnvfabricPlugin(RuntimeEnvPlugin):
+    """What the agent calls."""
+
+    name = KEY
+    # Before pip, uv and conda, which are refused with it: after them it would refuse what was installed for minutes.
+    priority = 5
+
+    def __init__(self) -> None:
+        self._under_way: dict[str, Attempt[_Ready]] = {}
+        self._ready: dict[str, _Ready] = {}
+
+    @staticmethod
+    def validate(runtime_env_dict: dict[str, Any]) -> None:
+        """Refuses, without a look at any file, what can't be meant. Raises `ValueError`."""
+        parse(runtime_env_dict[KEY])
+        refuse_together(runtime_env_dict)
+
+    def get_uris(self, runtime_env: "RuntimeEnv") -> list[str]:
+        """The environment that is asked for, which Ray counts the uses of; called for every runtime_env there is."""
+        try:
+            uri = parse(runtime_env[KEY]).uri if KEY in runtime_env and runtime_env[KEY] is not None else None
+        except ValueError:
+            # Raised here it would break the agent's counting; `validate` says it in a moment.
+            return []
+        return [] if uri is None else [uri]
+
+    async def create(
+        self,
+        uri: str | None,
+        runtime_env: "RuntimeEnv",
+        context: "RuntimeEnvContext",
+        logger: logging.Logger,
+    ) -> int:
+        """Leases an environment and checks that this node can run it. Raises `EnvfabricError`, which Ray tells."""
+        wanted = parse(runtime_env[KEY])
+        key = uri or wanted.id
+        attempt = self._under_way.get(key)
+        # Ray tries again when it has failed: one that still hangs is waited for, and not begun once more.
+        if attempt is None or attempt.failed or not attempt.joined():
+            work = (lambda: _prepare(wanted)) if uri else (lambda: _undecided(wanted))
+            attempt = self._under_way[key] = Attempt(
+                work, _give_back, wanted.timeout, f"envfabric {wanted.id}"
+            )
+            attempt.joined()
+        try:
+            self._ready[key] = await attempt.result()
+        except TimeoutError:
+            raise EnvironmentFailed(
+                f"{wanted.id}: the NAS{f' at {wanted.root}' if wanted.root else ''} has not answered "
+                f"{os.uname().nodename} within {wanted.timeout:g} s. Check the mount there; for a slow one, set "
+                f"timeout: envfabric.runtime_env({wanted.id!r}, {KEY}={{'timeout': 30}})."
+            ) from None
+        if self._under_way.get(key) is attempt:
+            del self._under_way[key]
+        logger.info("%s runs from %s", wanted.id, self._ready[key].python)
+        return _ALL
+
+    def modify_context(
+        self,
+        uris: list[str],
+        runtime_env: "RuntimeEnv",
+        context: "RuntimeEnvContext",
+        logger: logging.Logger,
+    ) -> None:
+        """Lets workers start in the environment."""
+        ready = self._ready[uris[0]]
+        given = (runtime_env.py_executable() or "").split()
+        # A job's py_executable is inherited by a task that asks for another environment: the key counts. Put into
+        # the runtime_env, too, where Ray's own plugin for it comes after this one and takes it from.
+        wrapped = ready.python in given
+        context.py_executable = runtime_env["py_executable"] = " ".join(given) if wrapped else ready.python
+        context.env_vars = runtime.inside(ready.python, {**ready.env_vars, **context.env_vars})
+
+    def delete_uri(self, uri: str, logger: logging.Logger) -> int:
+        """Gives the lease back: nothing on this node uses the environment any more."""
+        ready = self._ready.pop(uri, None)
+        if ready is not None:
+            threading.Thread(target=_give_back, args=(ready,), name="envfabric release", daemon=True).start()
+        return _ALL
+
+
+def _prepare(wanted: Wanted) -> _Ready:
+    """Leases a closure and proves that it can be run here. Raises `EnvfabricError`."""
+    root = _root(wanted)
+    python = f"{root}/store/{wanted.digest}/.venv/bin/python"
+    told = runtime.told_of(root, wanted)
+    cluster = fitting.Cluster(ray.__version__, platform.python_version(), f"the Ray of {os.uname().nodename}")
+    fitting.refuse_unfit(wanted.id, told["ray_version"], told["python_version"], cluster)
+    held = None
+    if wanted.lease:
+        what = f"{wanted.id}, Ray {ray.__version__} on {os.uname().nodename}"
+        held = lease(python, root=root, ttl=wanted.ttl, what=what)
+    try:
+        # After the lease: what is there now stays.
+        fitting.refuse_absent(python, ray=True)
+        fitting.starts(python, wanted.timeout)
+    except BaseException:
+        if held is not None:
+            held.release()
+        raise
+    return _Ready(python, told["runtime_env"].get("env_vars") or {}, held)
+
+
+def _undecided(wanted: Wanted) -> _Ready:
+    """Refuses a value without a digest, with the one that is meant now. Raises `EnvfabricError`.
+
+    Which one it is has to be the same on all nodes and for all tries, so it is decided once, by the driver.
+    """
+    root = _root(wanted)
+    digest = served(wanted.id, root, None)[0].split("/")[-4]
+    raise EnvironmentFailed(
+        f'runtime_env["{KEY}"] = "{wanted.id}" has no digest. In Python, envfabric.runtime_env("{wanted.id}"); for '
+        f"`ray job submit` and YAML take what `envfabric runtime-env {wanted.id}` prints, or, to stay with what is "
+        f'served now, "{wanted.id}@{digest}".'
+    )
+
+
+def _root(wanted: Wanted) -> Path:
+    root = Path(wanted.root) if wanted.root is not None else find_root()
+    if not (root / ".envfabric.json").is_file():
+        raise EnvironmentFailed(
+            f"{root}/.envfabric.json is not there: is the NAS mounted at {root} on {os.uname().nodename}? Mount it "
+            "there, at the same path as everywhere."
+        )
+    return root
+
+
+def _give_back(ready: _Ready) -> None:
+    if ready.lease is not None:
+        ready.lease.release()
+
+
+__all__ = ["EnvfabricError", "EnvfabricPlugin"]
