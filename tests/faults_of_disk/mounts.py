@@ -1,13 +1,17 @@
 """Real file systems for a test, in a mount namespace of its own: nothing of them is seen by others or stays."""
 
 import ctypes
+import errno
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _NEW_MOUNTS = 0x00020000
+_ENDED_WITHIN = 60.0
+"""Seconds in which a thread that is about to end has ended."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -23,11 +27,23 @@ def own_mounts() -> Iterator[None]:
             yield
         finally:
             # With its last process the namespace goes, and with it all that was mounted in it.
-            _call("setns", old, _NEW_MOUNTS)
+            _go_back(old)
             os.fchdir(here)
     finally:
         os.close(old)
         os.close(here)
+
+
+def _go_back(namespace: int) -> None:
+    deadline = time.monotonic() + _ENDED_WITHIN
+    while True:
+        try:
+            return _call("setns", namespace, _NEW_MOUNTS)
+        except OSError as error:
+            # A thread that read a process's output, and is about to end, has this one's working folder until then.
+            if error.errno != errno.EINVAL or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 class Disk:
