@@ -272,7 +272,7 @@ def test_two_builds_at_once_compile_once(
     def one(_: int) -> tuple[Compiled, set[int]]:
         with closures.staging() as staging:
             site = fill(staging, contents)
-            together.wait(30)
+            together.wait(60)
             done = give(giving, python, staging)
             inodes = {path.stat().st_ino for path in compiled(site)}
             # An inode that is gone may be given again.

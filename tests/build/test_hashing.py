@@ -8,13 +8,9 @@ from typing import Any
 
 import pytest
 
-from envfabric.build.closure import Closure, Distribution
-from envfabric.build.hashing import only_wheels, with_hashes
 from envfabric.build.interpreters import Interpreter
-from envfabric.build.lockfile import Lock, read_lock
 from envfabric.build.resolve import Resolution, Resolver
 from envfabric.build.uv import Finished, Uv
-from envfabric.core.errors import Reason, SpecError
 from envfabric.specs.policy import Policy
 from envfabric.specs.spec import Spec, read_spec
 from envfabric.store.closures import Closures
@@ -118,93 +114,3 @@ def test_kept_for_an_hour_only(
     assert resolver.known(spec, key) is None
     record.write_text(json.dumps({**kept, "at": kept["at"] - 4000, "hashed_here": False}))
     assert resolver.known(spec, key) is not None
-
-
-LOCK = """\
-version = 1
-requires-python = ">=3.11"
-
-[[package]]
-name = "one"
-version = "1.0"
-source = { registry = "https://x.example/simple" }
-sdist = { url = "https://x.example/one-1.0.tar.gz" }
-wheels = [
-    { url = "https://x.example/one-1.0-py3-none-any.whl"%s },
-    { url = "https://x.example/one-1.0-cp311-cp311-win_amd64.whl", size = 7 },
-]
-
-[[package]]
-name = "two"
-version = "1.0"
-source = { registry = "https://x.example/simple" }
-wheels = [{ url = "https://x.example/two-1.0-py3-none-any.whl", hash = "sha256:22", size = 7 }]
-
-[[package]]
-name = "own"
-version = "1"
-source = { virtual = "." }
-"""
-
-
-def read(text: str) -> Lock:
-    return read_lock(text.encode(), "wf/a/uv.lock")
-
-
-PYTHON = Interpreter("/p", "3.11.7", "cpython", "cpython-311", "linux-x86_64", "glibc 2.36")
-ONE = Distribution("one", "1.0", "one-1.0-py3-none-any.whl", "sha256:11")
-TWO = Distribution("two", "1.0", "two-1.0-py3-none-any.whl", "sha256:22")
-URL, TWO_URL = (f"https://x.example/{one.wheel}" for one in (ONE, TWO))
-
-
-@pytest.mark.parametrize(
-    "weak", ["", ', hash = "md5:aa"', ', size = 3, upload-time = "x"', ', hash = "md5:a", size = 3']
-)
-def test_hash_is_put_in_for_uv_to_prove(weak: str) -> None:
-    """The lock for a build has our hash where there was none, or one that can be forged; all else is the same."""
-    lock = read(LOCK % weak)
-    text, names = with_hashes(lock, Closure(PYTHON, (ONE, TWO)), "wf/a/uv.lock")
-    assert names == ["one"]
-    found = {w["url"]: w.get("hash") for p in read(text).packages for w in p["wheels"]}
-    assert (found[URL], found[TWO_URL]) == ("sha256:11", "sha256:22")
-    assert len(text.splitlines()) == len(lock.text.splitlines())
-
-
-def test_lock_with_hashes_is_left_alone() -> None:
-    """Nothing is put into a lock that has all of them."""
-    lock = read(LOCK % ', hash = "sha256:11"')
-    assert with_hashes(lock, Closure(PYTHON, (ONE, TWO)), "wf/a/uv.lock") == (lock.text, [])
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        Distribution("one", "1.0", ONE.wheel, "sha256:99"),
-        Distribution("one", "1.0", "one-1.0-x.whl", "sha256:11"),
-    ],
-)
-def test_lock_of_another_closure_is_refused(other: Distribution) -> None:
-    """A lock whose hash is not the closure's, or that lacks its wheel, is never built under that digest."""
-    with pytest.raises(SpecError) as caught:
-        with_hashes(read(LOCK % ', hash = "sha256:11"'), Closure(PYTHON, (other, TWO)), "wf/a/uv.lock")
-    assert caught.value.reason is Reason.VALIDATION
-
-
-def test_lock_that_can_not_be_edited_is_refused() -> None:
-    """A lock that is right as TOML and not written as uv does is refused with what to do."""
-    start = '{ url = "https://x.example/one-1.0-py3'
-    lock = read((LOCK % "").replace(start, start.replace("url", '"url"')))
-    with pytest.raises(SpecError, match="Run `uv lock`") as caught:
-        with_hashes(lock, Closure(PYTHON, (ONE, TWO)), "wf/a/uv.lock")
-    assert caught.value.reason is Reason.LOCK_STALE
-
-
-@pytest.mark.parametrize("weak", ["", ', hash = "md5:aa"'])
-def test_reduced_lock_leaves_one_download(weak: str) -> None:
-    """What uv is asked to hash is the wheels asked for: no other file without a hash stays in the lock."""
-    packages = read(only_wheels(LOCK % weak, [URL])).packages
-    assert [(w["url"], w.get("hash")) for p in packages for w in p["wheels"]] == [
-        (URL, None),
-        (TWO_URL, "sha256:22"),
-    ]
-    assert not any("sdist" in one for one in packages)

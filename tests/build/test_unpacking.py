@@ -1,7 +1,6 @@
 """A wheel is first installed by one build at a time; builds of known wheels never wait."""
 
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
@@ -30,7 +29,7 @@ class Build:
             try:
                 with unpacking.of(wheels) as self.shared:
                     self.entered.set()
-                    assert self.end.wait(30)
+                    assert self.end.wait(300)
                     if fails:
                         raise ValueError
             except ValueError:
@@ -40,49 +39,49 @@ class Build:
 
     def finish(self) -> None:
         self.end.set()
-        self.thread.join(30)
+        self.thread.join(60)
 
 
 def test_second_build_of_a_new_wheel_waits() -> None:
     """Who wants a wheel that another build is the first to install waits; others go on at once."""
-    unpacking = Unpacking()
+    unpacking = Unpacking(patience=3600)
     first = Build(unpacking, "a", "b")
-    assert first.entered.wait(30)
+    assert first.entered.wait(60)
     second, other = Build(unpacking, "b", "c"), Build(unpacking, "d")
-    assert other.entered.wait(30)
+    assert other.entered.wait(60)
     # Who waits holds nothing: c is free for others.
     third = Build(unpacking, "c")
-    assert third.entered.wait(30)
+    assert third.entered.wait(60)
     assert not second.entered.is_set()
     third.finish()
     first.finish()
-    assert second.entered.wait(30)
+    assert second.entered.wait(60)
     for build in (second, other):
         build.finish()
 
 
 def test_known_wheels_are_installed_at_once() -> None:
     """After one build has installed a wheel, any number do it at the same time."""
-    unpacking = Unpacking()
+    unpacking = Unpacking(patience=3600)
     with unpacking.of(["a"]):
         pass
     builds = [Build(unpacking, "a") for _ in range(3)]
-    assert all(build.entered.wait(30) and build.shared for build in builds)
+    assert all(build.entered.wait(60) and build.shared for build in builds)
     for build in builds:
         build.finish()
 
 
 def test_failed_build_leaves_the_wheel_to_the_next() -> None:
     """A build that failed has not installed its wheels: one of those that waited is the first then."""
-    unpacking = Unpacking()
+    unpacking = Unpacking(patience=3600)
     first = Build(unpacking, "a", fails=True)
-    assert first.entered.wait(30)
+    assert first.entered.wait(60)
     others = [Build(unpacking, "a"), Build(unpacking, "a")]
     first.finish()
     wait_for(lambda: any(one.entered.is_set() for one in others), message="nobody goes on")
     assert not all(one.entered.is_set() for one in others)
     for one in sorted(others, key=lambda one: not one.entered.is_set()):
-        assert one.entered.wait(30)
+        assert one.entered.wait(60)
         one.finish()
 
 
@@ -90,7 +89,7 @@ def test_patience_ends() -> None:
     """An endless build of another spec costs the sharing after a while, and not the build."""
     unpacking = Unpacking(patience=0.05)
     first = Build(unpacking, "a")
-    assert first.entered.wait(30)
+    assert first.entered.wait(60)
     with unpacking.of(["a"]) as shared:
         assert not shared
     first.finish()
@@ -103,7 +102,7 @@ def test_forgotten_wheel_is_new_again() -> None:
         pass
     unpacking.forget(["a"])
     first = Build(unpacking, "a")
-    assert first.entered.wait(30)
+    assert first.entered.wait(60)
     with unpacking.of(["a"]) as shared:
         assert not shared
     first.finish()
@@ -112,14 +111,12 @@ def test_forgotten_wheel_is_new_again() -> None:
 @pytest.mark.parametrize("wheels", [("a",), ("a", "b")])
 def test_stop_lets_all_go(wheels: tuple[str, ...]) -> None:
     """A daemon that stops waits for no wheel."""
-    unpacking = Unpacking()
+    unpacking = Unpacking(patience=3600)
     first = Build(unpacking, "a")
-    assert first.entered.wait(30)
+    assert first.entered.wait(60)
     second = Build(unpacking, *wheels)
-    began = time.monotonic()
     unpacking.stop()
-    assert second.entered.wait(30)
-    assert time.monotonic() - began < 10
+    assert second.entered.wait(60)
     first.finish()
     second.finish()
 
@@ -128,7 +125,7 @@ def test_a_build_that_hangs_holds_up_the_others_once() -> None:
     """After one build has installed a wheel in spite of one that hangs with it, nobody waits for that any more."""
     unpacking = Unpacking(patience=0.05)
     hangs = Build(unpacking, "a")
-    assert hangs.entered.wait(30)
+    assert hangs.entered.wait(60)
     with unpacking.of(["a"]) as shared:
         assert not shared
     with unpacking.of(["a"]) as shared:
@@ -142,7 +139,7 @@ def test_end_of_a_step_ends_its_wait() -> None:
     """A step that nobody wants any more, or whose time is over, waits for no wheel, and holds none then."""
     unpacking = Unpacking(patience=3600)
     first = Build(unpacking, "a")
-    assert first.entered.wait(30)
+    assert first.entered.wait(60)
     for scope, expected in [(Scope(), Stopped), (Scope("building", 0.2), SpecError)]:
         heard: list[BaseException] = []
         waits = threading.Event()
@@ -159,7 +156,7 @@ def test_end_of_a_step_ends_its_wait() -> None:
                 heard.append(error)
 
         thread = start(work)
-        assert waits.wait(30)
+        assert waits.wait(60)
         if expected is Stopped:
             scope.end()
         thread.join(60)
@@ -167,6 +164,6 @@ def test_end_of_a_step_ends_its_wait() -> None:
         if isinstance(heard[0], SpecError):
             assert heard[0].reason is Reason.TIMEOUT
     other = Build(unpacking, "b")
-    assert other.entered.wait(30)
+    assert other.entered.wait(60)
     other.finish()
     first.finish()

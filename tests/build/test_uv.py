@@ -110,7 +110,7 @@ def test_timeout_ends_the_whole_process_group(root: Root, tmp_path: Path) -> Non
     assert "build_timeout" in caught.value.message
     found = read_pids(pids)
     assert len(found) == 2
-    wait_for(lambda: all(map(ended, found)), timeout=10, message="a child lives on")
+    wait_for(lambda: all(map(ended, found)), message="a child lives on")
 
 
 def test_stop_ends_what_runs_and_lets_nothing_start(root: Root, tmp_path: Path) -> None:
@@ -132,9 +132,9 @@ def test_stop_ends_what_runs_and_lets_nothing_start(root: Root, tmp_path: Path) 
     wait_for(lambda: len(read_pids(pids)) == 2, message="nothing was started")
     found = read_pids(pids)
     uv.stop()
-    thread.join(10)
+    thread.join(60)
     assert [type(error) for error in heard] == [Stopped]
-    wait_for(lambda: all(map(ended, found)), timeout=10, message="a child lives on")
+    wait_for(lambda: all(map(ended, found)), message="a child lives on")
     with pytest.raises(Stopped):
         uv.run(["--version"], cwd=tmp_path)
 

@@ -58,9 +58,25 @@ def test_registry_that_is_not_listed_is_refused(place: Place) -> None:
     with SimpleIndex(place.folder / "elsewhere") as other:
         tampered = lock.replace(place.index.url.encode(), other.url.encode())
         error = place.refusal(place.spec(["gamma"], lock=tampered))
-        assert error.reason in {Reason.POLICY, Reason.LOCK_STALE}
-        assert "Run `uv lock`" in error.message
+        assert error.reason is Reason.LOCK_STALE
+        assert "wf/one/uv.lock does not fit wf/one/pyproject.toml any more. Run `uv lock`" in error.message
         assert other.requests == []
+
+
+def test_registry_that_uv_knows_otherwise_is_refused(place: Place) -> None:
+    """An index that the operator's uv knows besides its default one fits a lock for uv, and not for the policy."""
+    folder = Path(os.environ["HOME"]) / ".config" / "uv"
+    folder.mkdir(parents=True)
+    with SimpleIndex(place.folder / "elsewhere") as other:
+        other.add_wheel("gamma", "1.0")
+        (folder / "uv.toml").write_text(
+            f'[[index]]\nurl = "{place.index.url}"\ndefault = true\n[[index]]\nurl = "{other.url}"\n'
+        )
+        lock = place.locked_by_hand(["gamma"], local=False)
+        assert other.url.encode() in lock
+        error = place.refusal(place.spec(["gamma"], lock=lock, local=False))
+        assert error.reason is Reason.POLICY
+        assert f"gamma comes from {other.url}, which is neither the default index nor one" in error.message
 
 
 def test_default_index_is_learned_from_uv(place: Place) -> None:
@@ -71,10 +87,13 @@ def test_default_index_is_learned_from_uv(place: Place) -> None:
     lock = place.locked_by_hand(["gamma"], local=False)
     assert place.get(place.spec(["gamma"], lock=lock, local=False)).lock == lock
     assert [run[0] for run in place.runs] == ["lock", "pip", "pip", "sync"]
+    # Other content, for what was accepted once is known; its lock fits but for the index.
+    lock = place.locked_by_hand(["gamma", "alpha"], local=False)
     with SimpleIndex(place.index.folder) as other:
         (folder / "uv.toml").write_text(f'[[index]]\nurl = "{other.url}"\ndefault = true\n')
         error = place.refusal(place.spec(["gamma", "alpha"], lock=lock, local=False))
-        assert error.reason in {Reason.POLICY, Reason.LOCK_STALE}
+        assert error.reason is Reason.LOCK_STALE
+        assert "wf/one/uv.lock does not fit" in error.message
 
 
 def test_index_that_is_away_is_asked_again_later(place: Place) -> None:

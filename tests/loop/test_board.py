@@ -3,6 +3,7 @@
 import random
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from envfabric.loop.board import Board
 from envfabric.loop.plan import Found, Plan, make_plan
 from envfabric.specs.tree import SpecRef, Wanted
 from envfabric.store.files import Files
+from envfabric.store.generations import Generation
 from envfabric.store.prepare import init_root
 from envfabric.store.retries import Retry, read_retries, write_retries
 from envfabric.store.root import Root
@@ -167,3 +169,23 @@ def test_content_that_failed_is_tried_again_and_a_pins_is_not(board: Board) -> N
     board.unpin("wf/a")
     board.fail("wf/a", SpecError(Reason.UNRESOLVABLE, "never"))
     assert not board.failed_before("wf/a")
+
+
+def test_spec_without_room_in_the_index_is_failed(
+    board: Board, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the index has no room for is not served, and says so; what was served before is served on."""
+    generation = Generation(
+        spec="wf/a", number=1, digest="d", inputs="i", tree="t1", commit="c1", built_at="", python_version="3.11.7",
+        ray_version=None, lock_origin="resolved", runtime_env={"env_vars": {"A": "x" * 1500}}, closure={},
+    )  # fmt: skip
+    board.serve("wf/a", generation)
+    assert board.entries["wf/a"].state == "ready"
+    monkeypatch.setattr(board._weights, "_room", 2000)
+    larger = replace(generation, number=2, runtime_env={"env_vars": {"A": "x" * 3000}})
+    board.serve("wf/a", larger)
+    entry = board.entries["wf/a"]
+    assert (entry.state, entry.generation) == ("stale", 1)
+    assert entry.error is not None
+    assert entry.error.reason is Reason.POLICY
+    assert entry.error.retry_at is None

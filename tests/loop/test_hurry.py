@@ -31,7 +31,7 @@ class Turn:
 
         def prune(hurry: bool) -> Evicted:
             self.hurries.append(hurry)
-            assert self.go_on.wait(30)
+            assert self.go_on.wait(60)
             return Evicted(0, 0, 0)
 
         def statvfs(path: object) -> Any:
@@ -45,7 +45,7 @@ class Turn:
     def end(self) -> None:
         """Waits for the collection that runs, and takes its outcome."""
         self.go_on.set()
-        self.calls.get(timeout=30)()
+        self.calls.get(timeout=60)()
 
 
 @pytest.fixture

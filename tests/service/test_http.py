@@ -50,7 +50,7 @@ class Served:
 
     def ask(self, path: str, method: str = "GET") -> tuple[int, dict[str, str], str]:
         """Status, headers by name in lower case, and body."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
         try:
             connection.request(method, path)
             answer = connection.getresponse()
@@ -171,7 +171,7 @@ def test_head_is_get_without_its_body(served: Served, path: str, published: bool
 
 def raw_answer(served: Served, method: str, path: str) -> tuple[str, dict[str, str], bytes]:
     """Status line, headers by name in lower case, and all that follows until the server hangs up."""
-    with socket.create_connection(("127.0.0.1", served.server.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", served.server.port), timeout=60) as connection:
         connection.sendall(f"{method} {path} HTTP/1.0\r\n\r\n".encode())
         raw = b"".join(iter(lambda: connection.recv(65536), b""))
     head, _, body = raw.partition(b"\r\n\r\n")

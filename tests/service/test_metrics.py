@@ -12,6 +12,7 @@ COUNTERS = {
     "reconciles_total", "reconcile_failures_total", "builds_total", "build_failures_total",
     "closure_requests_total", "closure_hits_total", "link_fallbacks_total", "gc_removed_total",
     "gc_reclaimed_bytes_total", "fetches_total", "fetch_failures_total",
+    "farm_lost_builds_total", "farm_refusals_total",
 }  # fmt: skip
 GAUGES = {
     "build_info", "reconcile_last_success_timestamp_seconds", "builds_in_progress", "build_queue_length",

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from envfabric.client import index as client
 from envfabric.core.errors import ConfigError
 from envfabric.service.settings import (
+    FarmSettings,
     FetchSettings,
     GcSettings,
     PolicySettings,
@@ -99,7 +100,7 @@ def test_every_setting_has_its_variable(monkeypatch: pytest.MonkeyPatch) -> None
         "gc": GcSettings,
         "fetch": FetchSettings,
     }
-    tables |= {"prune": PruneSettings, "signatures": SignatureSettings}
+    tables |= {"prune": PruneSettings, "signatures": SignatureSettings, "farm": FarmSettings}
     plain = [name for name in Settings.model_fields if name not in tables]
     assert {f"ENVFABRIC_{name.upper()}" for name in plain} <= set(known)
     for table, kind in tables.items():

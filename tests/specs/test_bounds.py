@@ -207,3 +207,13 @@ def test_no_exception_to_a_cooldown(table: str) -> None:
     accepted(HEAD + table, Policy(indexes=indexes))
     error = refusal(HEAD + table, Policy(indexes=indexes, cooldown=1.0))
     assert (error.reason, "policy.cooldown" in error.message) == (Reason.POLICY, True)
+
+
+def test_runtime_env_is_bounded_as_a_whole() -> None:
+    """What every reader of the index has to read of one spec is bounded, and refused with the table's line."""
+    head = dependencies() + "[tool.envfabric.runtime-env]\nenv_vars = { "
+    accepted(head + ", ".join(f'A{n} = "{"x" * 300}"' for n in range(100)) + " }\n")
+    error = refusal(head + ", ".join(f'A{n} = "{"x" * 300}"' for n in range(110)) + " }\n")
+    assert error.reason is Reason.INVALID_SPEC
+    assert "wf/a/pyproject.toml:5: tool.envfabric.runtime-env: has 34" in error.message
+    assert "at most 32768 are read" in error.message

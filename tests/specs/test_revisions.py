@@ -55,7 +55,9 @@ class Drawn:
     def edit(self, top: str) -> None:
         """One edit: a file comes, changes, goes or becomes a folder, a folder goes or becomes a file."""
         flow, node = self.random.choice(FLOWS), self.random.choice(NODES)
-        place = self.random.choice([f"{top}{flow}/{node}"] * 8 + [f"{top}{flow}", f"{top}pyproject.toml"])
+        place = self.random.choice(
+            [f"{top}{flow}/{node}"] * 7 + [f"{top}{flow}"] * 2 + [f"{top}pyproject.toml"]
+        )
         kind = self.random.random()
         if kind < 0.6:
             self.put(f"{place}/{self.random.choice(FILES)}", self.random.choice(MODES))

@@ -7,7 +7,7 @@ import pytest
 
 from envfabric.core.errors import Reason
 from envfabric.specs.repository import Repository, SourceError
-from envfabric.specs.tree import Problem, Wanted, find_specs
+from envfabric.specs.tree import MAX_PROBLEMS, Problem, Wanted, find_specs
 from support.spec_repo import SpecRepo
 
 
@@ -212,31 +212,41 @@ def test_executable_bit_does_not_matter(repo: SpecRepo, mode: str) -> None:
     assert wanted(repo).specs["wf/a"].refused is None
 
 
-@pytest.mark.parametrize("mode", ["120000", "160000"])
-def test_linked_workflows_are_not_followed(repo: SpecRepo, mode: str) -> None:
-    """A symlink or submodule at the spec directory's top leads to no spec; nothing is said of what lies there."""
-    add(repo, mode, "wf", "../elsewhere")
-    commit_index(repo)
-    assert wanted(repo) == Wanted()
-
-
 @pytest.mark.parametrize(("mode", "kind"), [("120000", "symlink"), ("160000", "submodule")])
-def test_linked_specs_are_problems(repo: SpecRepo, mode: str, kind: str) -> None:
-    """A symlink or submodule in the place of a spec is not followed, and is a problem that says so."""
-    add(repo, "100644", "wf/b/pyproject.toml")
-    add(repo, mode, "wf/a", "b")
+@pytest.mark.parametrize(
+    ("path", "place"), [("wf", "workflow"), ("v1.2", "workflow"), ("wf/a", "spec"), ("wf/a.2", "spec")]
+)
+def test_linked_folders_are_problems(repo: SpecRepo, path: str, place: str, mode: str, kind: str) -> None:
+    """A symlink or submodule in the place of a workflow or a spec is not followed, and is a problem that says so."""
+    add(repo, "100644", "other/b/pyproject.toml")
+    add(repo, mode, path, "other/b")
     commit_index(repo)
     found = wanted(repo)
     (problem,) = found.problems
-    assert (list(found.specs), problem.path) == (["wf/b"], "wf/a")
-    assert f"a {kind} in the place of a spec is not followed" in problem.message
+    assert (list(found.specs), problem.path) == (["other/b"], path)
+    assert f"a {kind} in the place of a {place} is not followed" in problem.message
 
 
-def test_linked_file_is_nobodys_business(repo: SpecRepo) -> None:
-    """A symlink with a file's name beside the specs is no problem."""
-    add(repo, "120000", "wf/README.md", "../README.md")
+@pytest.mark.parametrize("path", ["README.md", "wf/README.md", "wf/common.yaml", ".github", "wf/.hidden"])
+def test_linked_file_is_nobodys_business(repo: SpecRepo, path: str) -> None:
+    """A symlink with a file's name, or one with a dot before it, is no problem."""
+    add(repo, "120000", path, "../README.md")
     commit_index(repo)
     assert wanted(repo) == Wanted()
+
+
+def test_many_problems_are_counted(repo: SpecRepo) -> None:
+    """The first thousand problems of a revision are told one by one, the others by their number."""
+    lines = "".join(f"100644 {{oid}}\twf/{n:04}/pyproject.toml\0" for n in range(3))
+    lines += "".join(f"160000 {'1' * 40}\twf/x{n:04}\0" for n in range(MAX_PROBLEMS + 2))
+    oid = repo.git("hash-object", "-w", ".git/HEAD")
+    command = ["git", "update-index", "-z", "--index-info"]
+    subprocess.run(command, cwd=repo.path, input=lines.format(oid=oid).encode(), check=True)
+    commit_index(repo)
+    found = wanted(repo)
+    assert (len(found.specs), len(found.problems)) == (3, MAX_PROBLEMS + 1)
+    assert found.problems[MAX_PROBLEMS - 1].path == f"wf/x{MAX_PROBLEMS - 1:04}"
+    assert found.problems[-1].message.startswith("2 more problems of this kind are not listed.")
 
 
 @pytest.mark.parametrize("file", ["pyproject.toml", "uv.lock", ".python-version"])

@@ -34,6 +34,9 @@ _WHEELS = "wheels-v7"
 
 _READ_BY_UV = (".http", ".rev")
 
+_UNFINISHED = ".tmp??????"
+"""Folders at the cache's top into which uv unpacks, before they get their names in the archive."""
+
 _LOOKED_AT_AGAIN = 64
 """Files of a wheel that are opened before it goes."""
 
@@ -66,6 +69,40 @@ def forget(uv: Uv, root: Root, names: Iterable[str], *, wait: float = 60.0) -> N
     # Without a name uv would empty the whole cache.
     if wanted:
         _clear(uv, root, ["cache", "clean", "--", *wanted], wait)
+
+
+def server_time(root: Root) -> float | None:
+    """The file server's clock, by which what was unpacked from now on can be told; None where there is no cache yet."""
+    with contextlib.suppress(FileNotFoundError):
+        return _server_time(root.uv_cache / ".lock")
+    return None
+
+
+def take_back(
+    uv: Uv, root: Root, files: Files, names: Iterable[str], since: float | None, *, wait: float = 10.0
+) -> None:
+    """Removes what the cache got of these distributions since a moment, and what killed unpackings left in it.
+
+    For a build that failed because it is too large: without a later one nothing else would remove it for days. What
+    was there before stays for others. Waits up to `wait` seconds for running uv processes. Raises as `forget` does.
+    """
+    wanted, new = set(names), set()
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir(root.uv_cache / _ARCHIVES):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+                if since is None or entry.stat(follow_symlinks=False).st_mtime >= since:
+                    infos = [one for one in os.listdir(entry.path) if one.endswith(".dist-info")]
+                    new |= {canonicalize_name(one.rpartition("-")[0].rpartition("-")[0]) for one in infos}
+    deadline = time.monotonic() + wait
+    forget(uv, root, wanted & new, wait=wait)
+    gone = []
+    with _alone(root, deadline):
+        # While nobody else is there, such a folder is one that a killed process was unpacking into.
+        for path in root.uv_cache.glob(_UNFINISHED):
+            gone.append(root.trash / f"uv-unfinished.{uuid.uuid4().hex}")
+            files.rename(path, gone[-1])
+    for path in gone:
+        files.remove_tree(path)
 
 
 def prune(

@@ -191,6 +191,12 @@ def make_closure(
     return Closure(python, tuple(found), dict(options or {}))
 
 
+def origin_of(source: Mapping[str, Any]) -> str:
+    """The address of what a lock takes from no index; '' for a package of an index."""
+    origin = str(source.get("url") or source.get("git") or "")
+    return f"{origin}#subdirectory={source['subdirectory']}" if "subdirectory" in source else origin
+
+
 def wheel_ranks(python: Interpreter) -> dict[Tag, int]:
     """The wheel tags that an interpreter takes, best first, as uv orders them."""
     version = Version(python.version)
@@ -245,9 +251,7 @@ def _choose(
         )
     for entry in entries:
         source = entry["source"]
-        origin = str(source.get("url") or source.get("git") or "")
-        if "subdirectory" in source:
-            origin = f"{origin}#subdirectory={source['subdirectory']}"
+        origin = origin_of(source)
         if "git" in source and name in buildable:
             return Distribution(name, version, "git", f"git:{origin.partition('#')[2]}", origin), {}
         if best := _wheel(entry, origin, ranks):

@@ -7,7 +7,6 @@ entry in the text, and nothing else, gives each its own lock without a second re
 import contextlib
 import hashlib
 import re
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,17 +92,6 @@ def read_lock(raw: bytes, where: str, policy: Policy | None = _STRICT) -> Lock:
         raise SpecError(
             Reason.LOCK_STALE, f"{where} can't be read as a uv.lock: {error}. Run `uv lock` and commit it."
         ) from None
-    # Two spellings of one index, told apart by markers, could be chosen from otherwise here than by uv.
-    several = Counter(
-        (one["name"], one.get("version"), str(one["source"].get("registry", "")).rstrip("/"))
-        for one in others
-    )
-    twice = next((key for key, count in several.items() if count > 1 and key[2]), None)
-    if twice is not None:
-        raise SpecError(
-            Reason.POLICY,
-            f"{where} has {twice[0]} {twice[1]} from one index twice. Run `uv lock` and commit it.",
-        )
     if len(own) != 1:
         raise SpecError(
             Reason.LOCK_STALE,

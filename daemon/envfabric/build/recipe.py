@@ -8,7 +8,6 @@ from envfabric.build.closure import Closure, closure_from_inputs
 from envfabric.build.resolve import Resolution
 from envfabric.core.errors import Reason, SpecError
 from envfabric.specs.spec import Spec
-from envfabric.specs.table import read_table
 from envfabric.specs.toml import parse_toml
 
 
@@ -20,8 +19,6 @@ class Recipe:
     """The spec's id, for messages."""
     pyproject: bytes
     lock: bytes
-    extras: tuple[str, ...]
-    groups: tuple[str, ...]
     closure: Closure
     max_bytes: int | None = None
     """The most bytes on disk that the environment may take; what was served once may be made again, whatever its
@@ -30,10 +27,7 @@ class Recipe:
 
 def recipe_of(spec: Spec, resolution: Resolution) -> Recipe:
     """What building a spec's resolution needs."""
-    extras, groups = tuple(spec.table.extras), tuple(spec.table.groups)
-    return Recipe(
-        spec.id, spec.pyproject, resolution.lock, extras, groups, resolution.closure, resolution.max_bytes
-    )
+    return Recipe(spec.id, spec.pyproject, resolution.lock, resolution.closure, resolution.max_bytes)
 
 
 def recipe_from(spec_id: str, pyproject: bytes, lock: bytes, inputs: Mapping[str, Any]) -> Recipe:
@@ -43,13 +37,12 @@ def recipe_from(spec_id: str, pyproject: bytes, lock: bytes, inputs: Mapping[str
     read.
     """
     try:
-        tool = parse_toml(pyproject, f"{spec_id}/pyproject.toml").get("tool", {})
-        table = read_table(tool.get("envfabric", {}))
+        parse_toml(pyproject, f"{spec_id}/pyproject.toml")
         closure = closure_from_inputs(inputs)
-    except (SpecError, ValueError, AttributeError) as error:
+    except (SpecError, ValueError) as error:
         raise SpecError(
             Reason.STORE,
             f"the retained generation of {spec_id} can't be built again: {error}. Commit a change of the spec; "
             "that makes a new one.",
         ) from None
-    return Recipe(spec_id, pyproject, lock, tuple(table.extras), tuple(table.groups), closure)
+    return Recipe(spec_id, pyproject, lock, closure)

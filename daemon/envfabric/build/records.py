@@ -109,7 +109,7 @@ def owners(closure: Path, paths: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for record in sorted((closure / ".venv").glob("lib/python*/site-packages/*.dist-info/RECORD")):
         site = posixpath.relpath(record.parent.parent, closure / ".venv")
-        for relative, _ in _rows(record):
+        for relative, _ in rows(record):
             path = posixpath.normpath(f"{site}/{relative}")
             if path in wanted:
                 found.setdefault(path, distribution_of(str(record.parent)))
@@ -123,7 +123,7 @@ def distribution_of(info: str) -> str:
 
 def _lines(record: Path) -> Iterator[tuple[str, str]]:
     """Path and SHA-256 in hexadecimal of each line that has one; one that can't be read fits nothing."""
-    for relative, digest in _rows(record):
+    for relative, digest in rows(record):
         if digest.startswith(_SHA256):
             text = digest.removeprefix(_SHA256)
             try:
@@ -132,7 +132,8 @@ def _lines(record: Path) -> Iterator[tuple[str, str]]:
                 yield relative, "unreadable"
 
 
-def _rows(record: Path) -> Iterator[tuple[str, str]]:
+def rows(record: Path) -> Iterator[tuple[str, str]]:
+    """Path and hash of each line of a RECORD, as they stand there. Raises `OSError`."""
     with record.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = csv.reader(file)
         while True:

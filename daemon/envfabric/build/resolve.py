@@ -27,6 +27,7 @@ from envfabric.build.interpreters import Interpreter
 from envfabric.build.limits import check_chosen, cutoff, written
 from envfabric.build.lockfile import Lock, neutral, own_entry, read_lock, with_project
 from envfabric.build.origins import Origins, indexes_of
+from envfabric.build.room import Room
 from envfabric.build.sources import backend_home, build_arguments
 from envfabric.build.uv import Uv, failure
 from envfabric.core.errors import Reason, SpecError
@@ -175,6 +176,11 @@ class Resolver:
         plain = [sorted(one.indexes), sorted(one.sources), sorted(one.build_from_source)]
         return [*plain, one.max_packages, one.max_bytes, one.cooldown]
 
+    @property
+    def _room(self) -> Room:
+        """What comes from no index, or has no hash, uv unpacks before it is known how large that is."""
+        return Room(self._root.path, self._policy.max_bytes)
+
     def _cutoff(self) -> datetime | None:
         return cutoff(self._exclude_newer, self._policy.cooldown, datetime.now(UTC))
 
@@ -205,6 +211,7 @@ class Resolver:
             cwd=staging.project,
             hold=staging.descriptor,
             extra=self._home(staging, "home-checking"),
+            room=self._room,
         )
         if finished.code == 0:
             tables = indexes_of(json.loads(spec.ask)["uv"])
@@ -237,7 +244,12 @@ class Resolver:
             if start is not None:
                 self._files.write_new(path, start)
             finished = self._uv.run(
-                arguments, cwd=staging.project, hold=staging.descriptor, fleet=True, extra=home
+                arguments,
+                cwd=staging.project,
+                hold=staging.descriptor,
+                fleet=True,
+                extra=home,
+                room=self._room,
             )
             if finished.code == 0:
                 text = bound.kept(path.read_text("utf-8"))
@@ -255,7 +267,7 @@ class Resolver:
     ) -> list[tuple[str, str]]:
         finished = self._uv.run(
             [
-                *sync_arguments(spec.table.extras, spec.table.groups, python),
+                *sync_arguments(python, spec.table.extras, spec.table.groups),
                 *build_arguments(self._policy.build_from_source),
                 "--dry-run",
                 "--output-format",
@@ -267,6 +279,7 @@ class Resolver:
                 "UV_PROJECT_ENVIRONMENT": str(staging.folder / "nothing"),
                 **self._home(staging, "home-planning"),
             },
+            room=self._room,
         )
         if finished.code != 0:
             raise failure(f"planning {spec.id}", finished, Reason.UNRESOLVABLE)
@@ -299,10 +312,9 @@ class Resolver:
         self, spec: Spec, staging: Staging, python: Interpreter, lock: Lock, told: list[str], urls: list[str]
     ) -> dict[str, str]:
         told += urls
-        chosen = chosen_arguments(spec.table.extras, spec.table.groups, python)
         folder = staging.folder / "hashing"
         return hash_wheels(
-            self._uv, self._files, folder, staging.descriptor, spec.pyproject, lock.text, urls, chosen
+            self._uv, self._files, folder, staging.descriptor, spec.pyproject, lock, urls, python, self._room
         )
 
     def _record(self, key: str) -> Path:
@@ -321,13 +333,7 @@ class Resolver:
         self._files.write_atomic(self._record(key), json.dumps(content).encode(), via=self._root.staging)
 
 
-def sync_arguments(extras: Iterable[str], groups: Iterable[str], python: Interpreter) -> list[str]:
-    """uv's arguments for what a spec installs: no group unasked, never the project itself."""
-    fixed = ["sync", "--frozen", "--no-default-groups", "--no-install-project"]
-    return [*fixed, *chosen_arguments(extras, groups, python)]
-
-
-def chosen_arguments(extras: Iterable[str], groups: Iterable[str], python: Interpreter) -> list[str]:
-    """uv's arguments for a choice of extras and groups, and the interpreter."""
-    chosen = [f"--extra={name}" for name in extras] + [f"--group={name}" for name in groups]
-    return [*chosen, "--python", python.path]
+def sync_arguments(python: Interpreter, extras: Iterable[str] = (), groups: Iterable[str] = ()) -> list[str]:
+    """uv's arguments for what a project installs: no group unasked, never the project itself."""
+    fixed = ["sync", "--frozen", "--no-default-groups", "--no-install-project", "--python", python.path]
+    return [*fixed, *(f"--extra={name}" for name in extras), *(f"--group={name}" for name in groups)]

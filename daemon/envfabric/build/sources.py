@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
-from packaging.version import Version
+from packaging.utils import canonicalize_name
 
 from envfabric.core.errors import Reason, SpecError, redact
 from envfabric.specs.addresses import check_subdirectory, is_listed, parse_address
@@ -31,8 +30,6 @@ def check_package(package: Mapping[str, Any], policy: Policy | None, where: str)
     source, name = package["source"], str(package["name"])
     if isinstance(source.get("registry"), str):
         _check_registry(source["registry"], package, where)
-        if policy is not None:
-            _check_names(package, where)
     elif isinstance(source.get("url"), str):
         _check_url(source["url"], package, policy, where)
     elif isinstance(source.get("git"), str):
@@ -88,24 +85,6 @@ def _check_registry(registry: str, package: Mapping[str, Any], where: str) -> No
                 Reason.POLICY,
                 f"{where}: a file of {name} is at {file.get('path') or file.get('url')!r}, which is no http(s) URL. "
                 "Run `uv lock` and commit it.",
-            )
-
-
-def _check_names(package: Mapping[str, Any], where: str) -> None:
-    """Refuses a file whose name could be read in two ways: what is looked at has to be what uv installs."""
-    name, version = str(package["name"]), Version(str(package["version"]))
-    for file in package.get("wheels", []):
-        url = str(file["url"]).split("#")[0]
-        last = url.rsplit("/", 1)[-1]
-        plain = last.replace("%2B", "+").replace("%2b", "+")
-        try:
-            found = parse_wheel_filename(plain)[:2]
-        except InvalidWheelFilename:
-            found = None
-        if found != (canonicalize_name(name), version) or "%" in plain or "?" in url:
-            raise SpecError(
-                Reason.POLICY,
-                f"{where}: {last!r} is no plain name of a wheel of {name} {version}. Run `uv lock` and commit it.",
             )
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import uv
 
+from envfabric.build.room import Room
 from envfabric.build.scope import Stopped, current
 from envfabric.build.survivors import end_survivors
 from envfabric.core.errors import Reason, SpecError, redact
@@ -75,18 +76,22 @@ class Uv:
         scope leaves it, too); `index` the fleet's default index; `secrets` the variables with indexes and their
         credentials, which nothing but uv gets to see."""
         self.binary = uv.find_uv_bin()
-        self._secrets = dict(secrets or {})
+        self.secrets: Mapping[str, str] = dict(secrets or {})
+        """The variables with indexes and credentials: for uv here, or on a node of the farm, and nobody else."""
         self.index = index
         self.root = root
         self._timeout = timeout
         self._running: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
         self._stopping = False
+        self._version: str | None = None
 
     def version(self) -> str:
         """The version that uv gives of itself."""
-        out = subprocess.run([self.binary, "--version"], capture_output=True, text=True, check=True)
-        return out.stdout.split()[1]
+        if self._version is None:
+            out = subprocess.run([self.binary, "--version"], capture_output=True, text=True, check=True)
+            self._version = out.stdout.split()[1]
+        return self._version
 
     def environment(self, *, fleet: bool) -> dict[str, str]:
         """The environment of a uv process; `fleet` adds the settings for resolving."""
@@ -94,7 +99,7 @@ class Uv:
             name: value
             for name, value in os.environ.items()
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in _PASSED)
-        } | self._secrets
+        } | dict(self.secrets)
         if fleet and self.index:
             passed["UV_DEFAULT_INDEX"] = self.index
         if not fleet:
@@ -121,32 +126,47 @@ class Uv:
         hold: int | None = None,
         fleet: bool = False,
         extra: Mapping[str, str] | None = None,
+        room: Room | None = None,
     ) -> Finished:
         """Runs uv to its end, whatever its exit code.
 
-        `hold` is a descriptor that the process inherits, so that recovery sees that it still runs. Raises
-        `SpecError` (timeout) after the time limit and `Stopped`, each with all that it started ended.
+        `hold` is a descriptor that the process inherits, so that recovery sees that it still runs; `room` is for one
+        that unpacks what somebody else packed. Raises `SpecError` (timeout) after the time limit, what `room` does,
+        and `Stopped`, each with all that it started ended.
         """
-        return self.run_command(
-            [self.binary, *arguments],
-            cwd=cwd,
-            hold=hold,
-            env=self.environment(fleet=fleet) | dict(extra or {}),
-        )
+        environment = self.environment(fleet=fleet) | dict(extra or {})
+        return self._within([self.binary, *arguments], cwd, hold, environment, room)
 
     def run_command(
         self, command: Sequence[str], *, cwd: Path, hold: int | None, env: Mapping[str, str]
     ) -> Finished:
         """Runs any command of a build under the same limits."""
+        return self._within(command, cwd, hold, env, None)
+
+    def _within(
+        self,
+        command: Sequence[str],
+        cwd: Path,
+        hold: int | None,
+        env: Mapping[str, str],
+        room: Room | None,
+    ) -> Finished:
         # uv leaves its lock files in TMPDIR, one for each project folder, and ours are never the same twice.
         with tempfile.TemporaryDirectory(prefix="envfabric-", ignore_cleanup_errors=True) as temporary:
             own = {"TMPDIR": temporary}
             if not (Path(env.get("HOME", "/")) / ".local/share/uv/credentials").is_dir():
                 # uv would make the folder, in a home that is none of its business.
                 own["UV_CREDENTIALS_DIR"] = f"{temporary}/credentials"
-            return self._run(command, cwd, hold, {**env, **own})
+            return self._run(command, cwd, hold, {**env, **own}, room)
 
-    def _run(self, command: Sequence[str], cwd: Path, hold: int | None, env: Mapping[str, str]) -> Finished:
+    def _run(
+        self,
+        command: Sequence[str],
+        cwd: Path,
+        hold: int | None,
+        env: Mapping[str, str],
+        room: Room | None,
+    ) -> Finished:
         began = time.monotonic()
         scope = current()
         name = f"{Path(command[0]).name} {command[1]}"
@@ -172,8 +192,10 @@ class Uv:
             # Some hundred bytes of markers can ask for a resolution that would take all of the machine's memory.
             with contextlib.suppress(OSError):
                 resource.prlimit(process.pid, resource.RLIMIT_AS, (LOCK_MEMORY, LOCK_MEMORY))
+        end = partial(_end, process)
+        watching = room.watching(process.pid, end) if room is not None else contextlib.nullcontext()
         try:
-            with scope.ended_by(partial(_end, process)):
+            with watching, scope.ended_by(end):
                 out, err = self._communicate(process, min(began + self._timeout, scope.deadline))
         except subprocess.TimeoutExpired:
             _end(process)
@@ -195,6 +217,10 @@ class Uv:
             # Its group was killed: who left that in time is not.
             end_survivors(env["TMPDIR"])
             raise Stopped
+        if room is not None and room.passed is not None:
+            end_survivors(env["TMPDIR"])
+        if room is not None:
+            room.judge(process.returncode, name, redact(err))
         return Finished(process.returncode, out, redact(err), time.monotonic() - began)
 
     def _communicate(self, process: subprocess.Popen[str], deadline: float) -> tuple[str, str]:

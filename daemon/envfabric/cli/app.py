@@ -14,6 +14,7 @@ from envfabric.cli.compare import closure_of, compare
 from envfabric.cli.keeping import add_commands
 from envfabric.cli.options import Config, RootOption
 from envfabric.cli.progress import Progress
+from envfabric.cli.using import in_use, in_use_of
 from envfabric.client import commands, index
 from envfabric.core.errors import ConfigError, FabricError
 from envfabric.service.daemon import Daemon
@@ -128,19 +129,22 @@ def status(
     root: RootOption = None,
     config: Config = None,
 ) -> None:
-    """Show what is published, of all specs or of one, or why two do not share a closure."""
+    """Show what is published and who uses it, of all specs or of one, or why two do not share a closure."""
     if other is not None and spec_id is None:
         raise ConfigError("--compare needs an ID to compare with: envfabric status ID --compare OTHER")
     place = index.find_root(root, config)
     published = index.read_index(place)
     if spec_id is None:
-        show.status(published, as_json=as_json)
+        show.status(published, in_use(published, Root(Path(place))), as_json=as_json)
         return
     closures = Closures(Root(Path(place)), Files())
     if other is not None:
         show.comparison(compare(published, spec_id, other, closures), as_json=as_json)
         return
-    show.status_of(published, spec_id, closure_of(published, spec_id, closures), as_json=as_json)
+    closure = closure_of(published, spec_id, closures)
+    show.status_of(
+        published, spec_id, closure, in_use_of(published, Root(Path(place)), spec_id), as_json=as_json
+    )
 
 
 app.command("history")(history)

@@ -1,7 +1,7 @@
 """Tables and JSON of what is published, for terminals and for pipes."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import typer
@@ -25,23 +25,29 @@ def summary(index: Index, root: Root) -> None:
     typer.echo(f"index: {root.index}")
 
 
-def status(index: Mapping[str, Any], *, as_json: bool) -> None:
-    """The published index."""
+def status(index: Mapping[str, Any], used: Mapping[str, Any] | None = None, *, as_json: bool) -> None:
+    """The published index, with what `in_use` found."""
     if as_json:
-        typer.echo(json.dumps(index, indent=2))
+        typer.echo(json.dumps({**index, "in_use": used}, indent=2))
     else:
-        _table(index)
+        _table(index, used)
 
 
 def status_of(
-    index: Mapping[str, Any], spec_id: str, closure: Mapping[str, Any] | None, *, as_json: bool
+    index: Mapping[str, Any],
+    spec_id: str,
+    closure: Mapping[str, Any] | None,
+    used: Mapping[str, Any],
+    *,
+    as_json: bool,
 ) -> None:
-    """One id of the index, with what `closure_of` found. Raises `UnknownEnvironment`."""
+    """One id of the index, with what `closure_of` and `in_use_of` found. Raises `UnknownEnvironment`."""
     entry = environment(index, spec_id)
     if as_json:
-        typer.echo(json.dumps({**entry, "closure": closure}, indent=2))
-    else:
-        _details(index, spec_id, entry, closure)
+        typer.echo(json.dumps({**entry, "closure": closure, "in_use": used}, indent=2))
+        return
+    _details(index, spec_id, entry, closure)
+    _users(used, lambda one: _generations(one["generations"], entry["generation"]))
 
 
 def comparison(found: Mapping[str, Any], *, as_json: bool) -> None:
@@ -107,9 +113,11 @@ def bytes_text(count: int) -> str:
     return f"{size:.1f} TiB"
 
 
-def _table(index: Mapping[str, Any]) -> None:
+def _table(index: Mapping[str, Any], used: Mapping[str, Any] | None) -> None:
     out = console()
-    table = Table("ID", "STATE", "GEN", "PYTHON", "RAY", "ERROR", box=None, pad_edge=False)
+    titles = ("ID", "STATE", "GEN", "PYTHON", "RAY", *(("USERS",) if used else ()), "ERROR")
+    table = Table(*titles, box=None, pad_edge=False)
+    counts = {one["closure"]: len(one["leases"]) for one in used["closures"]} if used else {}
     for spec_id, entry in index["environments"].items():
         error = entry["error"]
         colour = _COLOURS.get(entry["state"], "")
@@ -119,13 +127,50 @@ def _table(index: Mapping[str, Any]) -> None:
             str(entry["generation"] or "-"),
             entry["python_version"] or "-",
             entry["ray_version"] or "-",
+            *((_count(used, counts.get(entry["serving"], 0)),) if used else ()),
             escape(f"{error['reason']}: {error['message']}") if error else "",
         )
     _print(table)
     for problem in index["problems"]:
         out.print(f"[red]problem[/] {escape(problem['path'])}: {escape(problem['message'])}")
+    if used:
+        _users(used, lambda one: _some(one["serves"]) if one["serves"] else "no spec", most=_MOST)
     whole = "complete" if index["complete"] else "under way"
     out.print(f"revision {index['revision']}, sequence {index['sequence']}, {whole}")
+
+
+def _users(
+    used: Mapping[str, Any], where: Callable[[Mapping[str, Any]], str], most: int | None = None
+) -> None:
+    """Each lease, of each closure the first `most`; `where` says what a closure is to the reader."""
+    if used["error"]:
+        typer.echo(f"who uses what is not known: {used['error']}")
+        return
+    if not used["closures"]:
+        return
+    table = Table("IN USE", "OF", "WHAT", "HOST", "USER", "SINCE", "RENEWED", box=None, pad_edge=False)
+    for one in used["closures"]:
+        for lease in one["leases"][:most]:
+            told = (where(one), lease["what"], lease["host"], lease["user"] or "?", lease["since"] or "-")
+            over = "" if lease["in_force"] else ", over by this machine's clock"
+            table.add_row(one["closure"], *map(escape, told), f"{lease['seconds_ago']:.0f} s ago{over}")
+        left = len(one["leases"]) - len(one["leases"][:most])
+        if left:
+            table.add_row(one["closure"], escape(where(one)), f"and {left} more (--json has all)")
+    _print(table)
+
+
+def _count(used: Mapping[str, Any], count: int) -> str:
+    if used["error"]:
+        return "?"
+    return str(count or "-")
+
+
+def _generations(numbers: Sequence[int], serving: int | None) -> str:
+    if not numbers:
+        return "no generation"
+    words = [f"{one} (served)" if one == serving else str(one) for one in numbers]
+    return "generation " + ", ".join(words)
 
 
 def _print(table: Table) -> None:

@@ -1,4 +1,4 @@
-"""One piece of work on the NAS in a thread of its own, for callers that wait for so long and no longer.
+"""Work on the NAS in a thread of its own, for callers that wait for so long and no longer.
 
 A thread that hangs in the NAS can't be ended, so it is left behind: it keeps no pool's place, holds nobody's exit
 up, and what it makes after all have gone is given back. Knows nothing of Ray.
@@ -8,12 +8,21 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 _AT_LEAST = 0.3
 """Seconds that one who joins late waits all the same."""
+
+
+def within(timeout: float, work: Callable[[], T], name: str) -> T | None:
+    """What the work gives; None where it takes longer than `timeout` seconds. Raises what it raises."""
+    future: Future[T] = Future()
+    threading.Thread(target=_tell, args=(work, future), name=name, daemon=True).start()
+    # What the work raises may be a TimeoutError, too: so this waits for the end, and not for the result.
+    done, _ = wait((future,), timeout)
+    return future.result() if done else None
 
 
 class Attempt(Generic[T]):
@@ -58,17 +67,14 @@ class Attempt(Generic[T]):
         return self._future.done() and self._future.exception() is not None
 
     def _run(self) -> None:
-        try:
-            found = self._work()
-        except BaseException as error:
-            self._future.set_exception(error)
+        _tell(self._work, self._future)
+        if self.failed:
             return
-        self._future.set_result(found)
         with self._lock:
             unwanted = not self._waiting and not self._taken
             self._over = True
         if unwanted:
-            self._give_back(found)
+            self._give_back(self._future.result())
 
     def _leave(self) -> None:
         with self._lock:
@@ -77,3 +83,12 @@ class Attempt(Generic[T]):
             unwanted = self._over and not self._waiting and not self._taken
         if unwanted:
             threading.Thread(target=self._give_back, args=(self._future.result(),), daemon=True).start()
+
+
+def _tell(work: Callable[[], T], future: Future[T]) -> None:
+    try:
+        found = work()
+    except BaseException as error:
+        future.set_exception(error)
+        return
+    future.set_result(found)

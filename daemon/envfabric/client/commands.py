@@ -1,4 +1,4 @@
-"""`envfabric which`, `exec`, `runtime-env` and `wait`: what consumers run, without the daemon's packages.
+"""`envfabric which`, `exec`, `runtime-env`, `wait` and `doctor`: what consumers run, without the daemon's packages.
 
 They start in the time of a bare interpreter, which counts where every task begins with one.
 """
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from envfabric.client.api import python, served
+from envfabric.client.fitting import refuse_absent
 from envfabric.client.index import EnvfabricError, find_root
 from envfabric.client.runtime import runtime_env
 
@@ -20,6 +21,7 @@ SUMMARIES = {
     "exec": "Run a command in an environment: envfabric exec ID -- CMD…",
     "runtime-env": "Print the JSON for `ray job submit --runtime-env-json`.",
     "wait": "Wait until what is committed is served; exits 0 ready, 1 failed, 124 timed out.",
+    "doctor": "Say what is wrong with ROOT on this machine, and with --ray with it as a node of Ray.",
 }
 
 
@@ -34,11 +36,21 @@ def main(arguments: Sequence[str]) -> int:
         if name == "wait":
             _add_wait(command)
             continue
+        if name == "doctor":
+            _add_doctor(command)
+            continue
         command.add_argument("--wait", metavar="SECONDS", type=float, help="wait for it to be built")
         command.add_argument("id", metavar="ID", help="the spec's id, <workflow>/<node>")
     # What follows the first -- is the command's own, flags and all.
     place = list(arguments).index("--") if "--" in arguments else len(arguments)
     given = parser.parse_args(arguments[:place])
+    if given.command == "doctor":
+        # Before ROOT is looked for: that it is not known is one of its findings.
+        from envfabric.client import doctor
+
+        return doctor.run(
+            given.root, given.config, ray=given.ray, timeout=given.timeout, json_wanted=given.json
+        )
     try:
         root = find_root(given.root, given.config)
         if given.command == "wait":
@@ -70,6 +82,14 @@ def _add_wait(command: argparse.ArgumentParser) -> None:
     command.add_argument("--repo", metavar="DIR", help="a clone that has the commit; this folder by default")
 
 
+def _add_doctor(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--ray", action="store_true", help="also as a node of Ray, by this Python")
+    command.add_argument("--json", action="store_true", help="as JSON")
+    command.add_argument(
+        "--timeout", metavar="SECONDS", type=_seconds, default=10.0, help="for each look at ROOT (10)"
+    )
+
+
 def _seconds(text: str) -> float:
     try:
         value = float(text)
@@ -82,6 +102,8 @@ def _seconds(text: str) -> float:
 
 def _exec(spec_id: str, root: str, wait: float | None, words: list[str]) -> int:
     interpreter, entry = served(spec_id, root, wait)
+    # Else `python` would be the next one in PATH, without a word.
+    refuse_absent(interpreter)
     folder = os.path.dirname(interpreter)
     env = {**os.environ, **entry["runtime_env"]["env_vars"]}
     env["VIRTUAL_ENV"] = os.path.dirname(folder)

@@ -16,7 +16,16 @@ from typing import Any
 
 from envfabric.client.index import EnvironmentFailed, RootNotFound, find_config
 
-_STARTED = "import sys; print('.'.join(map(str, sys.version_info[:3])))"
+_START = """
+import sys
+print(".".join(map(str, sys.version_info[:3])))
+try:
+    import ctypes
+except ImportError:
+    sys.argv[1:] = []
+for library in sys.argv[1:]:
+    ctypes.CDLL(library)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,34 +111,46 @@ def refuse_absent(python: str, ray: bool = False) -> None:
     """Raises `EnvironmentFailed` where this machine can't run an interpreter, or, asked for, no ray lies beside it."""
     if not os.access(python, os.X_OK):
         raise EnvironmentFailed(_why_not(python))
-    folder = Path(python).parents[1] / "lib"
-    if ray and not any(
-        os.path.exists(one / "ray/__init__.py") for one in folder.glob("python3*/site-packages")
-    ):
+    if ray and not _beside(python, "ray/__init__.py"):
         raise EnvironmentFailed(
-            f"{folder.parent} has lost its ray, which its metadata.json lists: a task in it would hang. Run "
-            "`envfabric verify --repair`."
+            f"{Path(python).parents[1]} has lost its ray, which its metadata.json lists: a task in it would hang. "
+            "Run `envfabric verify --repair`."
         )
 
 
-def starts(python: str, timeout: float) -> str:
-    """The version that an interpreter says of itself; nothing of a package is executed. Raises `EnvironmentFailed`."""
+def starts(python: str, timeout: float, made_for: str | None = None) -> str:
+    """The version that an interpreter says of itself.
+
+    Raises `EnvironmentFailed` where it does not start here, is not the minor version that its packages were
+    `made_for`, or can't load its ray. Of the packages only ray's own library is loaded, by a child process: made
+    for another processor or C library, it would end each worker at its start.
+    """
+    host = os.uname().nodename
+    command = [python, "-I", "-S", "-c", _START, *map(str, _beside(python, "ray/_raylet.so"))]
     try:
         done = subprocess.run(
-            [python, "-I", "-S", "-c", _STARTED],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise EnvironmentFailed(f"{python} can't be run on {os.uname().nodename}: {error}") from error
+        raise EnvironmentFailed(
+            f"{python} can't be run on {host}: {error}. Is its base interpreter {os.path.realpath(python)} made for "
+            f"this machine ({platform.machine()})?"
+        ) from error
+    found, why = done.stdout.strip(), done.stderr.strip()[-300:].rpartition("\n")[2]
+    if done.returncode and not found:
+        raise EnvironmentFailed(f"{python} does not start on {host} (exit code {done.returncode}): {why}")
+    if made_for is not None and _minor(found) != _minor(made_for):
+        raise EnvironmentFailed(
+            f"{python} is Python {found} on {host}, and its packages are for {made_for}: the base interpreter "
+            f"{os.path.realpath(python)} is another one there. Install the same on every node, or let the daemon "
+            "use interpreters below ROOT/pythons (setting pythons)."
+        )
     if done.returncode:
         raise EnvironmentFailed(
-            f"{python} does not start on {os.uname().nodename} (exit code {done.returncode}): {done.stderr[-300:]}"
+            f"{python} can't load its ray on {host} ({platform.machine()}, {'-'.join(platform.libc_ver())}): {why}. "
+            "It was built for another processor or C library: build on a machine like the nodes."
         )
-    return done.stdout.strip()
+    return found
 
 
 def _why_not(python: str) -> str:
@@ -151,3 +172,9 @@ def _why_not(python: str) -> str:
 
 def _minor(version: str) -> str:
     return ".".join(version.split(".")[:2])
+
+
+def _beside(python: str, name: str) -> list[Path]:
+    """The files of that name among an interpreter's packages."""
+    found = (Path(python).parents[1] / "lib").glob(f"python3*/site-packages/{name}")
+    return [one for one in found if one.exists()]

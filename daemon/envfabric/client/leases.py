@@ -10,6 +10,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -94,6 +95,7 @@ class Lease:
         host = re.sub(r"[^A-Za-z0-9._-]", "-", os.uname().nodename)[:100].lstrip(".") or "host"
         self._holder = f"{host}.{self._pid}.{os.urandom(8).hex()}"
         self._path = Path()
+        self._since: float | None = None
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"lease {name[:12]}", daemon=True)
@@ -180,13 +182,13 @@ class Lease:
 
     def _renew(self) -> None:
         # Read each time: the daemon may have been given another folder since.
-        path = _place(self._root) / self.name / self._holder
+        path = place_of(self._root) / self.name / self._holder
         with self._lock:
             if self._ended.is_set():
                 return
             if path != self._path:
                 old, self._path = self._path, path
-                _write(path, self._content())
+                _write(path, self._content)
                 if old != Path():
                     with contextlib.suppress(OSError):
                         old.unlink()
@@ -195,15 +197,17 @@ class Lease:
                 os.utime(path)
             except OSError:
                 # Gone, or of a file that this client can't reach any more: it is written anew.
-                _write(path, self._content())
+                _write(path, self._content)
 
-    def _content(self) -> bytes:
+    def _content(self, now: float) -> bytes:
+        # Since it was taken first, though it be written anew, in another place or after it vanished.
+        self._since = now if self._since is None else self._since
         host = os.uname().nodename[:200]
         told: dict[str, Any] = {"schema": 1, "holder": self._holder, "host": host, "pid": self._pid}
-        return json.dumps({**told, "ttl": self._ttl, "what": self._what}).encode()
+        return json.dumps({**told, "ttl": self._ttl, "since": self._since, "what": self._what}).encode()
 
 
-def _place(root: Path) -> Path:
+def place_of(root: Path) -> Path:
     """The folder of the leases, as ROOT's marker names it. Raises `RootNotFound`."""
     marker = root / ".envfabric.json"
     try:
@@ -223,8 +227,11 @@ def _place(root: Path) -> Path:
     return Path(recorded)
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Writes a lease, whole from the first moment, and its closure's folder where there is none."""
+def _write(path: Path, content: Callable[[float], bytes]) -> None:
+    """Writes a lease, whole from the first moment, and its closure's folder where there is none.
+
+    What it says is made of the server's time.
+    """
     for left in reversed(range(_TRIES)):
         temporary = path.parent / f".{path.name}.{os.urandom(4).hex()}"
         try:
@@ -232,7 +239,9 @@ def _write(path: Path, content: bytes) -> None:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             try:
                 os.fchmod(descriptor, 0o644)
-                os.write(descriptor, content)
+                # To "now" there: a file that is only written may have this machine's time until it is closed.
+                os.utime(descriptor)
+                os.write(descriptor, content(os.fstat(descriptor).st_mtime))
             finally:
                 os.close(descriptor)
             os.utime(temporary)

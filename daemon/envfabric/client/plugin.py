@@ -22,7 +22,13 @@ from ray._private.runtime_env.plugin import RuntimeEnvPlugin
 from envfabric.client import fitting, runtime
 from envfabric.client.api import served
 from envfabric.client.attempt import Attempt
-from envfabric.client.index import EnvfabricError, EnvironmentFailed, find_root
+from envfabric.client.index import (
+    EnvfabricError,
+    EnvironmentFailed,
+    RootNotFound,
+    UnknownEnvironment,
+    find_root,
+)
 from envfabric.client.leases import Lease, lease
 from envfabric.client.wanted import KEY, Wanted, parse, refuse_together
 
@@ -133,17 +139,30 @@ def _prepare(wanted: Wanted) -> _Ready:
     fitting.refuse_unfit(wanted.id, told["ray_version"], told["python_version"], cluster)
     held = None
     if wanted.lease:
-        what = f"{wanted.id}, Ray {ray.__version__} on {os.uname().nodename}"
-        held = lease(python, root=root, ttl=wanted.ttl, what=what)
+        held = _lease(wanted, python, root)
     try:
         # After the lease: what is there now stays.
         fitting.refuse_absent(python, ray=True)
-        fitting.starts(python, wanted.timeout)
+        fitting.starts(python, wanted.timeout, told["python_version"])
     except BaseException:
         if held is not None:
             held.release()
         raise
     return _Ready(python, told["runtime_env"].get("env_vars") or {}, held)
+
+
+def _lease(wanted: Wanted, python: str, root: Path) -> Lease:
+    what = f"{wanted.id}, Ray {ray.__version__} on {os.uname().nodename}"
+    try:
+        return lease(python, root=root, ttl=wanted.ttl, what=what)
+    except EnvfabricError as error:
+        if isinstance(error, EnvironmentFailed | UnknownEnvironment | RootNotFound):
+            raise
+        # Not run without one by itself: the closure could be collected under its workers.
+        raise EnvironmentFailed(
+            f"{error} Where that can't be had, envfabric.runtime_env({wanted.id!r}, {KEY}={{'lease': False}}) runs "
+            "without one: then only what a generation serves is kept."
+        ) from error
 
 
 def _undecided(wanted: Wanted) -> _Ready:

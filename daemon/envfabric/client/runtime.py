@@ -13,8 +13,12 @@ from typing import Any
 
 from envfabric.client import fitting
 from envfabric.client.api import served
-from envfabric.client.index import EnvironmentFailed, find_root
+from envfabric.client.attempt import within
+from envfabric.client.index import EnvironmentFailed, RootNotFound, find_root
 from envfabric.client.wanted import KEY, Wanted, is_id, parse, refuse_together
+
+_STARTED: set[str] = set()
+"""Interpreters that were started by this process: none changes, so none has to be again for every task."""
 
 
 def runtime_env(
@@ -36,14 +40,25 @@ def runtime_env(
     """
     refuse_together(overrides)
     options = overrides.pop(KEY, None) or {}
+    if not isinstance(options, Mapping):
+        raise ValueError(  # noqa: TRY004 - as for everything that can't be combined
+            f"{KEY}={options!r}: these are options, such as {{'ttl': 60}}; the id is the first argument."
+        )
     if not is_id(spec_id):
         # The index says what is near to it.
         served(spec_id, root, wait)
-    wanted = parse({"id": spec_id, **options} if isinstance(options, Mapping) else options)
-    python, digest, told = _found(wanted, root or wanted.root, wait)
-    cluster = fitting.of_this_process("this driver") or fitting.of_settings()
-    fitting.refuse_unfit(wanted.id, told["ray_version"], told["python_version"], cluster)
-    fitting.refuse_absent(python)
+    wanted = parse({"id": spec_id, **options})
+    # In a thread: a mount whose server is gone keeps whoever looks at it for ever.
+    found = within(
+        wanted.timeout + (wait or 0.0), lambda: _proved(wanted, root, wait), f"envfabric {spec_id}"
+    )
+    if found is None:
+        raise RootNotFound(
+            f"{wanted.id}: ROOT{f' at {root or wanted.root}' if root or wanted.root else ''} has not answered "
+            f"{os.uname().nodename} within {wanted.timeout:g} s: is the NAS gone? For a slow one give "
+            f"{KEY}={{'timeout': 30}}."
+        )
+    python, digest, told = found
     _refuse_other(overrides.get("py_executable"), python)
     place = python.removesuffix(f"/store/{digest}/.venv/bin/python")
     added = {name: value for name, value in told["runtime_env"].items() if value and name != "env_vars"}
@@ -78,6 +93,20 @@ def told_of(root: Path, wanted: Wanted) -> dict[str, Any]:
     closure = fitting.closure_told(root, str(wanted.digest))
     told = {"ray_version": closure.get("ray_version"), "python_version": closure.get("python_version")}
     return {**told, "runtime_env": _added_by(root / "generations" / wanted.id, wanted.digest)}
+
+
+def _proved(
+    wanted: Wanted, root: str | os.PathLike[str] | None, wait: float | None
+) -> tuple[str, str, dict[str, Any]]:
+    """What `_found` finds, once it is certain that it runs here. Raises `EnvironmentFailed`."""
+    python, digest, told = _found(wanted, root or wanted.root, wait)
+    cluster = fitting.of_this_process("this driver") or fitting.of_settings()
+    fitting.refuse_unfit(wanted.id, told["ray_version"], told["python_version"], cluster)
+    fitting.refuse_absent(python, ray=True)
+    if python not in _STARTED:
+        fitting.starts(python, wanted.timeout, told["python_version"])
+        _STARTED.add(python)
+    return python, digest, told
 
 
 def _found(

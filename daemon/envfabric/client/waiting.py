@@ -25,6 +25,8 @@ from envfabric.client.index import (
 
 READY, FAILED, TIMED_OUT = 0, 1, 124
 _POLL_FIRST, _POLL_MOST = 0.1, 1.0
+_GIT_MOST = 10.0
+"""Seconds that git may take for one question; it is asked again later."""
 _COMMIT = re.compile(r"[0-9a-f]{4,40}")
 _IN_MESSAGE = re.compile(r"\b[0-9a-f]{7,40}\b")
 
@@ -197,7 +199,9 @@ class _History:
         return self._known[other]
 
     def _git(self, *arguments: str) -> subprocess.CompletedProcess[str] | None:
-        env = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0"}
+        # Inherited GIT_DIR and the like, as a hook of git has them, would mean another repository than `repo`.
+        env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        env |= {"GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0"}
         try:
             return subprocess.run(
                 ["git", *arguments],
@@ -206,9 +210,11 @@ class _History:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
+                timeout=_GIT_MOST,
                 check=False,
             )
-        except OSError:
+        except (OSError, subprocess.TimeoutExpired):
+            # A clone on a file system that does not answer is as good as none.
             return None
 
 

@@ -12,8 +12,8 @@ from typing import Any
 KEY = "envfabric"
 """The key in a runtime_env."""
 
-DEFAULT_TIMEOUT = 6.0
-"""Seconds for which a node waits for the NAS. Ray sets a failed runtime_env up three times, one second
+DEFAULT_TIMEOUT = 5.0
+"""Seconds for which a driver and a node wait for the NAS. Ray sets a failed runtime_env up three times, one second
 apart: with them a node whose NAS is gone says so within ten."""
 DEFAULT_TTL = 300.0
 LONGEST = 86400.0
@@ -43,7 +43,10 @@ class Wanted:
     @property
     def uri(self) -> str | None:
         """What Ray counts the uses of on a node; None without a digest."""
-        return None if self.digest is None else f"{KEY}://{self.root or ''}/{self.id}@{self.digest}"
+        if self.digest is None:
+            return None
+        # One that holds no lease is not enough for the next, which wants one.
+        return f"{KEY}://{self.root or ''}/{self.id}@{self.digest}{'' if self.lease else '?unleased'}"
 
     def told(self) -> dict[str, Any]:
         """The value as a dict: id and digest, and what differs from the defaults."""

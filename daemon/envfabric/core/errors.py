@@ -99,6 +99,11 @@ def hide(secret: str) -> None:
         _hidden[secret] = re.compile(rf"(?<![A-Za-z0-9]){re.escape(secret)}(?![A-Za-z0-9])")
 
 
+def hidden() -> tuple[str, ...]:
+    """What `hide` was told, for a process on another host that writes of the same things."""
+    return tuple(_hidden)
+
+
 def redact(text: str) -> str:
     """`text` without the user and password part of any URL in it, and without what `hide` was told."""
     text = _CREDENTIALS.sub("://***@", text)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from envfabric.build.scope import Stopped
 from envfabric.core.errors import Reason, SpecError, StoreError, from_os_error
 from envfabric.index.document import NOTHING_ADDED, Entry, Failure, Index
+from envfabric.index.weight import Weights
 from envfabric.loop.plan import Plan, failed, pending
 from envfabric.specs.repository import SourceError
 from envfabric.specs.tree import Problem, SpecRef, Wanted
@@ -44,6 +45,7 @@ class Board:
         """Generations that were served and whose closure is lost or damaged, by spec id."""
         self._kept: dict[str, Retry] = {}
         self._seen: dict[str, float] = {}
+        self._weights = Weights()
 
     def load_retries(self) -> None:
         """Takes over when failed specs are tried again from whoever wrote here before. Raises `OSError`."""
@@ -135,7 +137,12 @@ class Board:
         self.entries[spec_id] = pending(entry, self.refs[spec_id], entry.commit)
 
     def serve(self, spec_id: str, generation: Generation, *, pinned: bool = False) -> None:
-        """The spec's content is ready under this generation, or a pin holds it there."""
+        """The spec's content is ready under this generation, or a pin holds it there; failed without room for it."""
+        try:
+            self._weights.admit(spec_id, generation.runtime_env, self.entries)
+        except SpecError as error:
+            self.fail(spec_id, error, generation.digest)
+            return
         entry = replace(self.entries[spec_id], state="ready", error=None, suspended=False, pinned=pinned)
         self.retries.pop(spec_id, None)
         self.entries[spec_id] = entry = _with(entry, generation)

@@ -24,6 +24,8 @@ from envfabric.telemetry.metrics import Metrics
 
 HURRY_INTERVAL = 300.0
 """Seconds between two collections at low space; doubled while they bring nothing back, up to the schedule's."""
+LEASES_INTERVAL = 60.0
+"""Seconds between two counts of the leases for the metric: each is one read of every lease."""
 _LONGEST = 3600.0
 """The most seconds between two of those where the schedule has none."""
 
@@ -87,6 +89,8 @@ class Collecting:
         self._running = False
         # The first one waits for a whole interval: at a start there is more urgent work.
         self._next = clock() + schedule.interval
+        self._next_count = clock() + LEASES_INTERVAL
+        self._counting: Future[None] | None = None
         self._low = False
         self._hurried = -math.inf
         self._hurry_wait = HURRY_INTERVAL
@@ -111,6 +115,11 @@ class Collecting:
             self._hurried = clock
         if hurry or (self._schedule.interval > 0 and clock >= self._next):
             self.begin(lambda _: None, hurry=hurry)
+        elif not self._running and clock >= self._next_count:
+            # A collection counts them by itself.
+            self._next_count = clock + LEASES_INTERVAL
+            if self._counting is None or self._counting.done():
+                self._counting = self._pool.submit(self._count_leases)
 
     def begin(self, done: Callable[[Future[Outcome]], None], *, hurry: bool = False) -> None:
         """Begins a collection, or joins the one that runs; `done` hears its outcome in the loop's thread."""
@@ -145,6 +154,13 @@ class Collecting:
         """Ends what runs at its next step, and waits for it."""
         self._stopping.set()
         self._pool.shutdown(cancel_futures=True)
+
+    def _count_leases(self) -> None:
+        of = self._collector.retention.holdings
+        # What can't be read now is told by the next collection.
+        with contextlib.suppress(StoreError, OSError):
+            found = of.leases.survey(of.files.server_time(self._root.staging))
+            self._metrics.leases.set(sum(len(one.held) for one in found.values()))
 
     def _collect(self, hurry: bool, collected: Collected) -> Outcome:
         self._collector.collect(hurry=hurry, done=collected)

@@ -26,8 +26,8 @@ class Waiter(Generic[C]):
 
     ref: SpecRef
     work: C | None
-    lock: str = ""
-    """The neutral digest of the lock that it would be built from."""
+    fate: str = ""
+    """Equal for those for whom one run fails in the same way, see `Located`."""
     purpose: Purpose = "wanted"
 
 

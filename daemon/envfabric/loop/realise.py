@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from packaging.version import Version
-
 from envfabric.build.closure import Closure
 from envfabric.build.environment import Builder, Built, Recipe, recipe_from, recipe_of
 from envfabric.build.interpreters import Interpreter, Interpreters
+from envfabric.build.lockfile import neutral
+from envfabric.build.preflight import Cluster, check_ray, choose, fits_python
 from envfabric.build.resolve import Resolution, Resolver
-from envfabric.core.errors import Reason, SpecError, StoreError
+from envfabric.build.trial import Trial, trial_of
+from envfabric.build.trials import Trials
+from envfabric.core.errors import SpecError, StoreError
 from envfabric.loop.asks import Asks, Mend
 from envfabric.loop.mending import whole_again
 from envfabric.specs.policy import Policy
@@ -82,11 +84,18 @@ class Located:
     """Whether it is in the store."""
     claim: Claim
     purpose: Purpose = "wanted"
+    due: Trial | None = None
+    """The validation that the closure has yet to pass for this spec."""
 
     @property
     def id(self) -> str:
         """The spec's id."""
         return self.request.ref.id
+
+    @property
+    def fate(self) -> str:
+        """Equal for those for whom one build of the closure fails in the same way."""
+        return neutral(self.recipe.lock) + (self.due.key if self.due else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +120,6 @@ class _Meant:
     inputs: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Ray:
-    """The cluster's Ray, from the settings: the full version that environments must have, if any."""
-
-    version: str | None = None
-
-
 class Realiser:
     """The steps on one ROOT. Safe for threads, one thread a spec at a time."""
 
@@ -125,10 +127,11 @@ class Realiser:
         self,
         root: Root,
         policy: Policy,
-        ray: Ray,
+        cluster: Cluster,
         interpreters: Interpreters,
         resolver: Resolver,
         builder: Builder,
+        trials: Trials,
         closures: Closures,
         generations: Generations,
         pins: Pins,
@@ -138,10 +141,11 @@ class Realiser:
         """`check` raises where this is the writer no more, see store/writer."""
         self._root = root
         self._policy = policy
-        self._ray = ray
+        self._cluster = cluster
         self._interpreters = interpreters
         self._resolver = resolver
         self._builder = builder
+        self._trials = trials
         self._closures = closures
         self._generations = generations
         self._pins = pins
@@ -193,7 +197,10 @@ class Realiser:
             return self._question(request, spec, None, ask.since)
         # One whose closure is there comes before one that would have to be built again.
         for generation in sorted(same, key=lambda one: not self._closures.usable(one.digest)):
-            self._check_ray(spec, generation.ray_version)
+            if not fits_python(spec, generation.python_version, self._cluster):
+                # A spec that doesn't choose may get the cluster's by now; one that does is told below.
+                continue
+            check_ray(spec, generation.ray_version, self._cluster)
             again = self._again(request, generation, "wanted")
             if again is not None:
                 return again
@@ -202,7 +209,7 @@ class Realiser:
         return self._question(request, spec, base, ask.since if ask else None)
 
     def _question(self, request: Request, spec: Spec, base: bytes | None, since: float | None) -> Recalled:
-        python = self._interpreters.choose(spec.python)
+        python = choose(spec, self._interpreters, self._cluster)
         key = self._resolver.key(spec, python, base)
         known = self._resolver.known(spec, key, since)
         if known is None:
@@ -236,11 +243,18 @@ class Realiser:
         return located, time.monotonic() - began
 
     def build(self, located: Located, tell: Callable[[str], None]) -> Built | None:
-        """Builds a closure; None where somebody else has by now. Raises `SpecError`, `StoreError`, `OSError`."""
-        if self._closures.locate(located.digest) is not None:
-            return None
+        """Builds a closure; one that is there already is validated instead, if that is due, and gives None.
+
+        Raises `SpecError`, `StoreError`, `OSError`.
+        """
         try:
-            return self._builder.build(located.recipe, tell)
+            name = self._closures.locate(located.digest)
+            if name is None:
+                return self._builder.build(located.recipe, tell)
+            if located.due is not None and not self._trials.passed(located.digest, located.due):
+                tell("validate")
+                self._trials.run(located.digest, name, located.due)
+            return None
         except (SpecError, StoreError, OSError) as error:
             if located.purpose != "wanted":
                 raise
@@ -255,6 +269,7 @@ class Realiser:
     def stop(self) -> None:
         """Ends what runs; nothing can be resolved or built any more."""
         self._builder.stop()
+        self._trials.stop()
 
     def finish(self, located: Located) -> Generation:
         """Writes the spec's generation over a closure that is in the store; one thread a spec at a time."""
@@ -270,6 +285,9 @@ class Realiser:
         name = self._closures.locate(located.digest)
         if name is None:
             raise StoreError(f"closure {located.digest} has left the store; it is built again by itself.")
+        if located.due is not None and not self._trials.passed(located.digest, located.due):
+            # An order's build that failed comes by here, too.
+            raise StoreError(f"closure {located.digest} was not validated for {located.id}.")
         draft, recipe = located.draft, located.recipe
         content = Content(recipe.pyproject, recipe.lock)
         generation = self._generations.record(replace(draft, digest=name, built_at=now()), content)
@@ -283,7 +301,7 @@ class Realiser:
         meant = self._meant(key, resolution.closure)
         closure = meant.closure
         resolution = replace(resolution, closure=closure)
-        self._check_ray(spec, closure.version_of("ray"))
+        check_ray(spec, closure.version_of("ray"), self._cluster)
         # Claimed first, looked at then: the collector can't take it away in between.
         claim = self._claims.claim(spec.id, meant.digest)
         draft = Generation(
@@ -301,7 +319,9 @@ class Realiser:
             closure=meant.inputs,
         )
         built = self._closures.locate(meant.digest) is not None
-        return Located(request, recipe_of(spec, resolution), meant.digest, draft, built, claim)
+        trial = trial_of(spec)
+        due = trial if trial is not None and not self._trials.passed(meant.digest, trial) else None
+        return Located(request, recipe_of(spec, resolution), meant.digest, draft, built, claim, due=due)
 
     def _meant(self, key: str, closure: Closure) -> _Meant:
         """The closure that was found for a question, one object for all who asked it."""
@@ -354,21 +374,3 @@ class Realiser:
         served = [one for one in retained if one.number == request.serving]
         base = next(iter(same + served), None)
         return self._generations.lock(base) if base is not None and base.lock_origin == "resolved" else None
-
-    def _check_ray(self, spec: Spec, found: str | None) -> None:
-        if not spec.ray:
-            return
-        wanted = self._ray.version
-        line = f'"ray=={wanted}"' if wanted else '"ray==<the cluster\'s version>"'
-        if found is None:
-            raise SpecError(
-                Reason.VALIDATION,
-                f"{spec.id} is for Ray but its environment has no ray: a task in it would hang for ever. Add "
-                f"{line} to project.dependencies, or set ray = false in [tool.envfabric].",
-            )
-        if wanted and Version(found) != Version(wanted):
-            raise SpecError(
-                Reason.VALIDATION,
-                f"{spec.id} has ray {found} but the cluster runs {wanted}. Require {line} in "
-                "project.dependencies.",
-            )

@@ -240,8 +240,8 @@ class Reconciler:
         try:
             # One that lost its lock while it had nothing to publish finds out here, too.
             self._writer.check()
-            if self._held:
-                self._held = self._closures.recover(self._held)
+            if held := self._held | self._closures.take_left():
+                self._held = self._closures.recover(held)
             # Before git is asked, which may be away: what is published and the room for it do not hang on it.
             self._publisher.look()
             if not self._once:

@@ -13,7 +13,6 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from envfabric.build.environment import Built
-from envfabric.build.lockfile import neutral
 from envfabric.build.scope import current
 from envfabric.core.errors import Reason, SpecError
 from envfabric.loop.board import Board
@@ -241,11 +240,10 @@ class Work:
         wanted = self._building.knows(located.digest)
         tried = self._board.failed_before(ref.id)
         self._counting.request(ref, hit=located.built)
-        if located.built:
+        if located.built and located.due is None:
             self._finishing.add(ref.id, located)
         elif self._buildable.take(ref.id, located.digest, tried=tried):
-            lock = neutral(located.recipe.lock)
-            waiter = Waiter(ref, None if wanted else located, lock, located.purpose)
+            waiter = Waiter(ref, None if wanted else located, located.fate, located.purpose)
             self._building.add(located.digest, waiter, tried=tried)
 
     # Resolve: ask uv, once for all who ask the same.
@@ -289,11 +287,12 @@ class Work:
         work = self._first(self._building, digest, waiters)
         if work is None:
             return
-        self._metrics.builds.inc()
         for one in waiters:
             if one.purpose != "healed":
                 self._board.building(one.ref.id)
-        self._log.info("build", spec=work.id, commit=work.request.commit, digest=digest)
+        if not work.built:
+            self._metrics.builds.inc()
+            self._log.info("build", spec=work.id, commit=work.request.commit, digest=digest)
 
         def tell(phase: str) -> None:
             # A phase may take long without any process that would be ended.
@@ -315,17 +314,20 @@ class Work:
         for other in others:
             if not self._board.asks(other.ref, other.purpose):
                 continue
-            if error is not None and other.lock == first.lock:
+            if error is not None and other.fate == first.fate:
                 self._fail(other, error, digest)
             else:
                 # It is there now; or its own lock may name other places for the same wheels.
                 self._turns.add_again(other.ref.id)
         if not self._board.asks(first.ref, first.purpose):
             return
-        if error is None:
-            self._finishing.add(first.ref.id, work)
-        else:
+        if error is not None:
             self._fail(first, error, digest)
+        elif work.due is not None and future.result() is not None:
+            # What is built is counted, and validated in a turn of its own.
+            self._turns.add_again(first.ref.id)
+        else:
+            self._finishing.add(first.ref.id, work)
 
     def _fail(self, waiter: Waiter[Located], error: BaseException, digest: str) -> None:
         """A build failed for one who waited for it."""

@@ -1,5 +1,6 @@
 """Puts the rooms together: all that one turn as the writer of one ROOT needs, from the settings."""
 
+import math
 import queue
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -9,8 +10,11 @@ from packaging.utils import canonicalize_name
 from envfabric.build import cache
 from envfabric.build.compiling import Compiling
 from envfabric.build.environment import Builder
+from envfabric.build.farm.executor import Farm, Terms, site_of
 from envfabric.build.interpreters import Interpreters
+from envfabric.build.preflight import Cluster
 from envfabric.build.resolve import Resolver
+from envfabric.build.trials import Trials
 from envfabric.build.uv import Uv
 from envfabric.index.publisher import Publisher
 from envfabric.loop.again import Again
@@ -19,7 +23,7 @@ from envfabric.loop.collecting import Collecting, Schedule
 from envfabric.loop.drift import Drift
 from envfabric.loop.gate import Gate, Limits
 from envfabric.loop.orders import Orders
-from envfabric.loop.realise import Ray, Realiser
+from envfabric.loop.realise import Realiser
 from envfabric.loop.reconciler import Reconciler
 from envfabric.loop.repair import Repair
 from envfabric.loop.trail import Trail
@@ -72,12 +76,23 @@ def assemble(
     usage, history = Usage(root, files), History(root, files, writer.check)
     publisher = Publisher(root, files, writer, generations)
     board = Board(root, files, metrics, lambda: publisher.want(outcome=True))
+
+    def mend(name: str) -> None:
+        def begin() -> None:
+            repair.begin([name], lambda _: True)
+
+        # A validation changed it: it is made again for all that it serves, as any damage is.
+        inbox.put(begin)
+
     compiling = Compiling(Bytecode(root, files), files, uv)
-    builder = Builder(closures, files, uv, compiling if settings.bytecode else None)
+    farm = farm_of(settings, uv, writer.epoch, metrics)
+    builder = Builder(
+        closures, files, uv, compiling if settings.bytecode else None, farm, settings.farm.retries
+    )
     realiser = Realiser(
         root,
         policy_of(settings),
-        Ray(settings.ray.version),
+        Cluster(settings.ray.version, settings.ray.python),
         Interpreters(root, files, uv, settings.python, tuple(settings.pythons)),
         Resolver(
             root,
@@ -89,6 +104,7 @@ def assemble(
             settings.exclude_newer,
         ),
         builder,
+        Trials(root, files, closures, metrics.build_duration.labels("validate").observe, mend),
         closures,
         generations,
         pins,
@@ -185,6 +201,17 @@ def assemble(
     return reconciler, publisher
 
 
+def farm_of(settings: Settings, uv: Uv, epoch: int, metrics: Metrics) -> Farm | None:
+    """What builds on a cluster's nodes, where the settings want that."""
+    told = settings.farm
+    if told.executor == "local":
+        return None
+    terms = Terms(told.address, told.cpus, told.resources, told.per_node)
+    # A task uses as many processors as Ray was asked for.
+    workers = max(1, math.ceil(told.cpus)) if settings.bytecode else 0
+    return Farm(partial(site_of, uv, epoch, workers), terms, metrics)
+
+
 def policy_of(settings: Settings) -> Policy:
     """What specs may ask for by these settings."""
     told = settings.policy
@@ -197,6 +224,7 @@ def policy_of(settings: Settings) -> Policy:
         max_packages=told.max_packages,
         max_bytes=told.max_bytes,
         cooldown=told.cooldown,
+        validation=frozenset({"minimal", *told.validation}),
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from envfabric.build.interpreters import Interpreters
 from envfabric.build.lockfile import neutral, read_lock
+from envfabric.build.preflight import Cluster, check_ray, choose
 from envfabric.build.resolve import Resolver
 from envfabric.build.staleness import check_fits
 from envfabric.build.uv import Uv
@@ -85,6 +86,7 @@ def rehearse(specs: Mapping[str, Spec], settings: Settings) -> Iterator[tuple[st
             files.make_folder(root.path / name)
         write_marker(root, files, {"fabric": "check", "created_at": now()})
         uv = Uv(root, settings.build_timeout, settings.index, credentials.uv)
+        cluster = Cluster(settings.ray.version, settings.ray.python)
         interpreters = Interpreters(root, files, uv, settings.python, tuple(settings.pythons))
         resolver = Resolver(
             root,
@@ -98,9 +100,10 @@ def rehearse(specs: Mapping[str, Spec], settings: Settings) -> Iterator[tuple[st
 
         def resolve(spec: Spec) -> SpecError | None:
             try:
-                python = interpreters.choose(spec.python)
-                if resolver.known(spec, resolver.key(spec, python, None)) is None:
-                    resolver.resolve(spec, python, None)
+                python = choose(spec, interpreters, cluster)
+                known = resolver.known(spec, resolver.key(spec, python, None))
+                found = known or resolver.resolve(spec, python, None)
+                check_ray(spec, found.closure.version_of("ray"), cluster)
             except SpecError as error:
                 return error
             return None

@@ -66,6 +66,8 @@ class RaySettings(BaseModel):
 
     version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+\S*$")] | None = None
     """The cluster's Ray, in full, such as 2.60.0."""
+    python: Annotated[str, Field(pattern=r"^3\.\d+\.\d+$")] | None = None
+    """The cluster's Python, in full, such as 3.11.7: the default of specs that require Ray, which get its minor."""
     required: bool = False
     """Whether a spec that says nothing must contain Ray."""
 
@@ -89,6 +91,8 @@ class PolicySettings(BaseModel):
     """The most bytes of one environment."""
     cooldown: Annotated[float, Field(ge=0)] = 0.0
     """Seconds that a release has to be old before it is taken."""
+    validation: list[Literal["minimal", "full", "custom"]] = ["minimal"]
+    """What a spec's `validate` may say; "minimal" always may. The others run packages' code on the builder."""
 
 
 class FetchSettings(BaseModel):
@@ -151,6 +155,41 @@ class GcSettings(BaseModel):
     """Whether the processes of the daemon's host are looked at."""
 
 
+def _amount(amount: float) -> float:
+    # As Ray has it; it would refuse each build.
+    if amount > 1 and amount % 1:
+        raise ValueError("must be a whole number where it is above 1")
+    return amount
+
+
+def _own_resource(name: str) -> str:
+    if name in {"CPU", "GPU", "memory", "object_store_memory"}:
+        raise ValueError("is no custom resource: farm.cpus is what a build is given of Ray's own")
+    return name
+
+
+class FarmSettings(BaseModel):
+    """`[farm]`: where environments are built."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    executor: Literal["local", "ray"] = "local"
+    """On the daemon's host, or on the nodes of a Ray cluster that mount ROOT."""
+    address: str = "auto"
+    """The cluster that the daemon's host is a node of, as HOST:PORT; "auto" is the one that runs on it."""
+    cpus: Annotated[float, Field(ge=0), AfterValidator(_amount)] = 1.0
+    """The CPUs that Ray sets aside for each build, and that it compiles bytecode with."""
+    resources: dict[
+        Annotated[str, AfterValidator(_own_resource)],
+        Annotated[float, Field(gt=0), AfterValidator(_amount)],
+    ] = Field(default_factory=dict)
+    """Other resources of Ray's that a build takes: only nodes that have them build."""
+    per_node: Annotated[int, Field(ge=1)] = 2
+    """Builds on one node at a time; `builders` counts all."""
+    retries: Annotated[int, Field(ge=0, le=20)] = 3
+    """Times that a build is begun anew because its node was lost."""
+
+
 class Settings(BaseSettings):
     """Every setting of the daemon."""
 
@@ -196,6 +235,7 @@ class Settings(BaseSettings):
     signatures: SignatureSettings = Field(default_factory=SignatureSettings)
     policy: PolicySettings = Field(default_factory=PolicySettings)
     gc: GcSettings = Field(default_factory=GcSettings)
+    farm: FarmSettings = Field(default_factory=FarmSettings)
 
     @classmethod
     def settings_customise_sources(

@@ -5,7 +5,7 @@ says so. Whatever could do that and is not allowed here is refused by reading it
 against the same policy by build/.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -79,6 +79,8 @@ class Policy:
     """The most bytes of one environment."""
     cooldown: float = 0.0
     """Seconds that a release has to be old before it is taken."""
+    validation: frozenset[str] = frozenset({"minimal"})
+    """What `validate` may say: anything but minimal runs the packages' code."""
 
 
 def check_requirements(texts: Iterable[Any], where: str, policy: Policy, tally: Tally) -> list[Requirement]:
@@ -101,6 +103,23 @@ def check_requirements(texts: Iterable[Any], where: str, policy: Policy, tally: 
             tally.marker(requirement.marker, where)
         found.append(requirement)
     return found
+
+
+def check_validation(kind: str, command: Sequence[str], policy: Policy) -> None:
+    """Whether a spec may be validated in this way. Raises `SpecError`."""
+    if kind not in policy.validation:
+        raise SpecError(
+            Reason.POLICY,
+            f'tool.envfabric.validate = "{kind}" runs the packages\' code on the builder, which is not allowed here. '
+            f'Use "minimal", or have "{kind}" added to policy.validation in the daemon\'s settings, which trusts '
+            f"whoever commits with everything the builder can reach. {_allowed(policy.validation)}",
+        )
+    if kind == "custom" and not (command and command[0].strip()):
+        raise SpecError(
+            Reason.INVALID_SPEC,
+            'tool.envfabric.validate = "custom" runs tool.envfabric.command, and there is none; add, for example, '
+            'command = ["python", "-c", "import torch"].',
+        )
 
 
 def check_uv_table(table: Mapping[str, Any], policy: Policy, tally: Tally) -> None:

@@ -30,7 +30,12 @@ def read_revision(repository: Repository, commit: str, last: Revision | None = N
     changed = _changed(repository, last.commit, commit) if last is not None else None
     if last is None or changed is None:
         return Revision(commit, find_specs(repository.tree(commit)))
-    items = repository.tree(commit, sorted(changed)) if changed else []
+    within = sorted(one for one in changed if "/" in one)
+    items = repository.tree(commit, within) if within else []
+    folders = {item.path for item in items if item.kind == "tree"}
+    # Each change below a folder is one of the folder, too: to name that would list all that lies in it.
+    alone = sorted(one for one in changed if "/" not in one and one not in folders)
+    items += repository.tree(commit, alone) if alone else []
     return Revision(commit, find_specs(items, last.wanted, changed))
 
 
@@ -42,9 +47,10 @@ def _changed(repository: Repository, before: str, after: str) -> set[str] | None
         # The last commit is gone after a rewritten history, or had no such folder. If it is this one that
         # can't be read, reading it as a whole says so.
         return None
-    places = {place for path in paths if (place := place_of(path)) is not None}
+    places = {place_of(path) for path in paths}
     lengths = [len(place.encode("utf-8", "surrogateescape")) for place in places]
-    if len(places) > MOST or max(lengths, default=0) > LONGEST or sum(lengths) > ALL_LONG:
+    inner = sum("/" in place for place in places)
+    if max(inner, len(places) - inner) > MOST or max(lengths, default=0) > LONGEST or sum(lengths) > ALL_LONG:
         return None
     if any(_forged(path, paths) for path in paths):
         return None

@@ -18,7 +18,7 @@ from packaging.version import InvalidVersion, Version
 from envfabric.core.errors import Reason, SpecError
 from envfabric.core.ids import shown
 from envfabric.specs.markers import Tally
-from envfabric.specs.policy import Policy, check_requirements, check_uv_table
+from envfabric.specs.policy import Policy, check_requirements, check_uv_table, check_validation
 from envfabric.specs.table import SpecTable, read_table
 from envfabric.specs.toml import MAX_BYTES, check_depth, line_of, parse_toml
 
@@ -127,12 +127,7 @@ def _read(
         table = read_table(own)
     except ValueError as error:
         raise SpecError(Reason.INVALID_SPEC, str(error)) from None
-    if table.validation != "minimal":
-        raise SpecError(
-            Reason.POLICY,
-            f'tool.envfabric.validate = "{table.validation}" runs the packages\' code on the builder, which is not '
-            'allowed here; use "minimal".',
-        )
+    check_validation(table.validation, table.command, policy)
     if not isinstance(uv_table, Mapping):
         raise SpecError(Reason.INVALID_SPEC, "tool.uv must be a table")
     tally = Tally()

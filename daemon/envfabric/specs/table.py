@@ -1,9 +1,11 @@
 """A spec's own table, `[tool.envfabric]`: its keys, their types and what is said of a wrong one."""
 
 import difflib
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from envfabric.core.ids import shown
 
@@ -12,6 +14,8 @@ VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]
 Text = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$")]
 """Line ends and tabs are the only control characters: a NUL would end a process's start, an escape paints terminals."""
 _MOST = Field(max_length=500)
+MAX_RUNTIME_ENV = 32 * 1024
+"""Most bytes of a runtime-env table as JSON: all who read the index read it."""
 
 
 class RuntimeEnv(BaseModel):
@@ -22,6 +26,14 @@ class RuntimeEnv(BaseModel):
     env_vars: Annotated[dict[VariableName, Text], _MOST] = Field(default_factory=dict)
     working_dir: Text | None = None
     excludes: Annotated[list[Text], _MOST] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "RuntimeEnv":
+        size = len(json.dumps(self.model_dump()))
+        if size > MAX_RUNTIME_ENV:
+            told = f"has {size} bytes as JSON; at most {MAX_RUNTIME_ENV} are read. Put what is long into working_dir"
+            raise PydanticCustomError("too_large", "{told}", {"told": told})
+        return self
 
 
 class SpecTable(BaseModel):

@@ -3,6 +3,7 @@
 Reads no file's content: one wrong file can't keep the others from being found.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
@@ -20,8 +21,13 @@ SPEC_FILES = ("pyproject.toml", "uv.lock", ".python-version")
 MAX_SPECS = 100_000
 """Most specs of one revision."""
 
+MAX_PROBLEMS = 1000
+"""Most problems of one revision that are told one by one: everybody reads them with the index."""
+
 _REGULAR = {"100644", "100755"}
 _KINDS = {"120000": "symlink", "160000": "submodule", "040000": "folder"}
+_FILE = re.compile(r".*\.(?:cfg|csv|ini|ipynb|json|lock|md|png|py|rst|sh|svg|toml|txt|ya?ml)", re.IGNORECASE)
+"""Names of symlinks that stand for a file, and for no folder: a README is often shared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +65,8 @@ class Wanted:
 class Places:
     """What was found in each place, so that a later revision need not find it again.
 
-    A place is the first two names of a path: what lies there decides by itself what is said of it, except of
-    ids that differ only by case.
+    A place is the first two names of a path, or an entry at the top that is no folder: what lies there decides by
+    itself what is said of it, except of ids that differ only by case.
     """
 
     plain: dict[str, SpecRef] = field(default_factory=dict)
@@ -71,10 +77,9 @@ class Places:
     """The ids that are the same without their case and last dots, in order, by what they are then."""
 
 
-def place_of(path: str) -> str | None:
-    """The place that a path belongs to; None for the top's own entries, of which nothing is ever said."""
-    parts = path.split("/", 2)
-    return "/".join(parts[:2]) if len(parts) > 1 else None
+def place_of(path: str) -> str:
+    """The place that a path belongs to."""
+    return "/".join(path.split("/", 2)[:2])
 
 
 def find_specs(
@@ -98,7 +103,7 @@ def find_specs(
         for place in changed:
             _put(found.plain, place, specs.get(place))
             _put(found.problems, place, problems.get(place))
-        for folded, new in _twins(changed).items():
+        for folded, new in _twins(place for place in changed if "/" in place).items():
             names = {*found.twins.get(folded, ()), *new}
             touched |= names
             for one in names:
@@ -114,7 +119,7 @@ def find_specs(
         if len(group) > 1:
             _refuse_case_twins(refs, group)
     told = sorted((one for some in found.problems.values() for one in some), key=lambda one: one.path)
-    return Wanted(refs, told, None if touched is None else frozenset(touched), found)
+    return Wanted(refs, _cut(told), None if touched is None else frozenset(touched), found)
 
 
 def _sort(items: Iterable[TreeItem]) -> tuple[dict[str, SpecRef], dict[str, list[Problem]]]:
@@ -133,7 +138,7 @@ def _sort(items: Iterable[TreeItem]) -> tuple[dict[str, SpecRef], dict[str, list
         elif item.kind == "tree":
             if len(parts) == 2:
                 trees[item.path] = item.oid
-        elif len(parts) == 2 and _stands_for_a_folder(item, parts[1]):
+        elif len(parts) <= 2 and _stands_for_a_folder(item, parts[-1]):
             problems[item.path].append(_linked(item))
         elif parts[-1] == "pyproject.toml" and len(parts) != 1:
             misplaced.append(item.path)
@@ -145,7 +150,7 @@ def _sort(items: Iterable[TreeItem]) -> tuple[dict[str, SpecRef], dict[str, list
         else:
             problems[folder].append(_bad_id(folder))
     for path in misplaced:
-        if (place := place_of(path)) is not None and place not in folders:
+        if (place := place_of(path)) not in folders:
             problems[place].append(_misplaced(path))
     return specs, dict(problems)
 
@@ -183,17 +188,28 @@ def _reference(spec_id: str, tree: str, found: dict[str, TreeItem]) -> SpecRef:
 
 
 def _stands_for_a_folder(item: TreeItem, name: str) -> bool:
-    """A submodule, or a symlink whose name is not that of a file, in the place of a spec."""
-    return item.mode == "160000" or (item.mode == "120000" and "." not in name)
+    """A submodule, or a symlink whose name is not that of a file, in the place of a workflow or a spec."""
+    if name.startswith("."):
+        return False
+    return item.mode == "160000" or (item.mode == "120000" and not _FILE.fullmatch(name))
 
 
 def _linked(item: TreeItem) -> Problem:
+    place = "spec" if "/" in item.path else "workflow"
     return Problem(
         path=ids.shown(item.path, 300),
         reason=Reason.INVALID_SPEC,
-        message=f"a {_KINDS[item.mode]} in the place of a spec is not followed. Commit the spec's files themselves; "
+        message=f"a {_KINDS[item.mode]} in the place of a {place} is not followed. Commit the specs' files themselves; "
         "what is no spec has its place outside of the spec directory.",
     )
+
+
+def _cut(told: list[Problem]) -> list[Problem]:
+    if len(told) <= MAX_PROBLEMS:
+        return told
+    more = len(told) - MAX_PROBLEMS
+    message = f"{more} more problems of this kind are not listed. Mend those that are; the others show then."
+    return [*told[:MAX_PROBLEMS], Problem("…", Reason.INVALID_SPEC, message)]
 
 
 def _bad_id(folder: str) -> Problem:

@@ -2,8 +2,9 @@
 
 A build works in staging/<build>/, under a lock file that its children inherit: uv outlives a
 killed daemon and goes on writing, so a folder is emptied only when nobody holds its lock, and its
-name is never used again. A closure that was found damaged is never mended: its digest is built
-again beside it, as <digest>-2, and the damaged name is never given again.
+name is never used again. Where another host builds in it, both hold the lock, shared. A closure that
+was found damaged is never mended: its digest is built again beside it, as <digest>-2, and the damaged
+name is never given again.
 """
 
 import contextlib
@@ -11,17 +12,22 @@ import fcntl
 import itertools
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from envfabric.core.errors import StoreError
 from envfabric.store.files import Files
 from envfabric.store.manifest import write_manifest
 from envfabric.store.root import Root, now
 from envfabric.store.sealing import Hashes, Inventory, seal_folders, take_inventory
 from envfabric.store.usage import walk_inodes
+
+_ENDING = 2.0
+"""Seconds for which another host's hold on a staging folder is waited for before the folder is left to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,7 @@ class Closures:
         self._files = files
         self._hashes = Hashes()
         self._damaged: set[str] | None = None
+        self._left: set[str] = set()
 
     def present(self, name: str) -> bool:
         """Whether a closure of this name is there, and the interpreter that it was made from, too.
@@ -106,24 +113,61 @@ class Closures:
         self._hashes.forget()
 
     @contextlib.contextmanager
-    def staging(self) -> Iterator[Staging]:
-        """A new staging folder, removed at the end whatever happens."""
+    def staging(self, *, elsewhere: bool = False) -> Iterator[Staging]:
+        """A new staging folder, removed at the end whatever happens.
+
+        `elsewhere`: another host writes into it, by `join`. Where that goes on at the end, the folder stays until
+        `recover` finds it free, see `take_left`.
+        """
         self._root.require_marker()
         name = uuid.uuid4().hex
         lock = self._root.staging / f"{name}.lock"
         # The lock exists before the folder: recovery never sees a folder that nobody answers for.
         descriptor = self._files.create(lock)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_SH if elsewhere else fcntl.LOCK_EX)
             folder = self._root.staging / name
             for path in (folder, folder / "project", folder / "closure"):
                 self._files.make_folder(path)
             yield Staging(folder, descriptor)
         finally:
-            with contextlib.suppress(OSError):
-                self._files.remove_tree(self._root.staging / name)
-                self._files.unlink(lock)
+            if elsewhere and _held(descriptor):
+                # A host that was lost may go on writing: in a folder that is gone its uv would make everything anew.
+                self._left.add(name)
+            else:
+                with contextlib.suppress(OSError):
+                    self._files.remove_tree(self._root.staging / name)
+                    self._files.unlink(lock)
             os.close(descriptor)
+
+    @contextlib.contextmanager
+    def join(self, folder: Path) -> Iterator[Staging]:
+        """A staging folder that another host made, for `elsewhere`, held by this process, too.
+
+        Raises `StoreError` where it is gone, or about to be: whoever made it wants nothing any more.
+        """
+        lock = folder.with_name(f"{folder.name}.lock")
+        gone = StoreError(f"{folder} is gone, or is not to be seen from {os.uname().nodename}")
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise gone from None
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                # Recovery may have had it a moment before, and have removed it since.
+                if not os.path.samestat(os.fstat(descriptor), lock.stat()):
+                    raise gone
+            except (BlockingIOError, FileNotFoundError):
+                raise gone from None
+            yield Staging(folder, descriptor)
+        finally:
+            os.close(descriptor)
+
+    def take_left(self) -> set[str]:
+        """The names of staging folders that were left to hosts which write into them still; each is given once."""
+        left, self._left = self._left, set()
+        return left
 
     def take_inventory(self, staging: Staging) -> Inventory:
         """Lists and hashes every path of the environment in staging, and takes write permission from its files.
@@ -214,6 +258,22 @@ class Closures:
         if digest not in damaged:
             return digest
         return next(name for n in itertools.count(2) if (name := f"{digest}-{n}") not in damaged)
+
+
+def _held(descriptor: int) -> bool:
+    """Whether another process has a lock on this file, and keeps it: one that was told to end has a moment."""
+    deadline = time.monotonic() + _ENDING
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return True
+            time.sleep(0.02)
+        except OSError:
+            # Without an answer nothing is removed.
+            return True
 
 
 def _there(path: Path) -> bool:

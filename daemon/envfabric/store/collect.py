@@ -68,6 +68,8 @@ class Collector:
         self._bytecode = Sweep(of.files, of.root.bytecode, age, unlinked, check, hurried=LEFTOVER_AGE)
         age = max(of.rules.grace, of.rules.resolution_age) + TOUCHED
         self._resolutions = Sweep(of.files, of.root.state / "resolutions", age, unasked, check)
+        # What is gone of these is validated once more, if anybody asks.
+        self._validated = Sweep(of.files, of.root.state / "validated", age, unasked, check)
 
     def collect(self, *, hurry: bool = False, done: Collected | None = None) -> Collected:
         """Removes what nothing uses; in a `hurry`, at low space, trash/ is emptied at once.
@@ -109,6 +111,7 @@ class Collector:
         self._empty_trash(plan.now, 0.0 if hurry else self._rules.trash_age, done)
         self._bytecode.run(plan.now, done.freed, hurry=hurry)
         done.resolutions = self._resolutions.run(plan.now, done.freed, hurry=hurry)
+        self._validated.run(plan.now, done.freed, hurry=hurry)
         return done
 
     def _drop(self, spec_id: str, number: int, done: Collected) -> bool:

@@ -46,6 +46,10 @@ class Held:
     what: str
     renewed: float
     ttl: float
+    uid: int | None = None
+    """Whose file it is; None where that can't be known."""
+    since: float | None = None
+    """The server time at which it was taken, as its holder read it there; None where it does not say."""
 
     @property
     def until(self) -> float:
@@ -293,6 +297,9 @@ def _read(folder: int, holder: str) -> Held:
     told = _parse(content)
     ttl, pid = told.get("ttl"), told.get("pid")
     valid = isinstance(ttl, int | float) and not isinstance(ttl, bool) and 0 < ttl <= LONGEST_TTL
+    since = told.get("since")
+    # Only for people, and only where it can be true: nothing was taken after it was renewed.
+    known = isinstance(since, int | float) and not isinstance(since, bool) and 0 < since <= status.st_mtime
     return Held(
         holder=shown(holder, 200),
         host=_text(told.get("host")),
@@ -300,6 +307,8 @@ def _read(folder: int, holder: str) -> Held:
         what=_text(told.get("what")),
         renewed=status.st_mtime,
         ttl=float(ttl) if valid and ttl is not None else DEFAULT_TTL,
+        uid=status.st_uid,
+        since=float(since) if known and since is not None else None,
     )
 
 

@@ -59,6 +59,12 @@ class Metrics:
         self.build_duration = histogram(
             "build_duration_seconds", "Time of a build's phases.", BUILD_BUCKETS, ["phase"]
         )
+        self.farm_lost = counter(
+            "farm_lost_builds", "Builds that were under way on a node of the farm when it was lost."
+        )
+        self.farm_refusals = counter(
+            "farm_refusals", "Times that a node of the farm was found unfit to build."
+        )
         self.builds_in_progress = gauge("builds_in_progress", "Builds running now.")
         self.build_queue_length = gauge(
             "build_queue_length", "Specs, questions to uv and closures that wait for a slot."

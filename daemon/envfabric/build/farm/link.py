@@ -1,0 +1,184 @@
+"""The daemon's end of the farm: the child that is in the cluster, and what it says of each build.
+
+A link lives as long as its child: a cluster that is lost, or never reached, ends it for good, and whoever waits for a
+word of it hears so. The next one is a new link. Starts and ends the child, and touches nothing of ROOT.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from multiprocessing import Pipe
+from typing import Any
+
+from envfabric.build.farm.words import Node, Word
+from envfabric.core.errors import redact
+
+_CONNECT = 120.0
+"""Seconds in which the cluster has to be reached."""
+_ANSWER = 60.0
+"""Seconds in which it has to say what nodes it has."""
+_TAIL = 600
+
+Words = queue.SimpleQueue[Word]
+
+
+class Unreachable(Exception):
+    """The cluster can't be reached, or is lost. The message says why."""
+
+
+class Link:
+    """One child in the cluster. Safe for threads."""
+
+    def __init__(self, address: str) -> None:
+        """Starts the child; `ready` waits for it."""
+        self._connection, theirs = Pipe()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 (until the child is gone)
+        self._sending = threading.Lock()
+        self._keys = itertools.count()
+        self._waiting: dict[int, Words] = {}
+        self._lock = threading.Lock()
+        self._why: str | None = None
+        self._ready = threading.Event()
+        with contextlib.closing(theirs):
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "envfabric.build.farm.driver",
+                    str(theirs.fileno()),
+                    address,
+                ],
+                # Ray has its workers look for modules in the driver's folder, too.
+                cwd="/",
+                env={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._said,
+                pass_fds=(theirs.fileno(),),
+                # Ctrl-C is the daemon's to hear.
+                start_new_session=True,
+            )
+        threading.Thread(target=self._listen, name="farm", daemon=True).start()
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is over with it."""
+        return self._why is not None
+
+    def ready(self) -> None:
+        """Waits until the cluster is reached. Raises `Unreachable`."""
+        if not self._ready.wait(_CONNECT):
+            self.close(f"it did not answer within {_CONNECT:g} s")
+        self._check()
+
+    def nodes(self) -> list[Node]:
+        """The cluster's live nodes. Raises `Unreachable`."""
+        key, words = self._expect()
+        try:
+            self._send({"nodes": key})
+            try:
+                word = words.get(timeout=_ANSWER)
+            except queue.Empty:
+                self.close(f"it did not answer within {_ANSWER:g} s")
+                word = {}
+            if "nodes" not in word:
+                self._check()
+            return [Node(**one) for one in word["nodes"]]
+        finally:
+            self.forget(key)
+
+    def submit(self, asked: Word) -> tuple[int, Words]:
+        """Submits a task; gives its key, for `cancel` and `forget`, and what is said of it. Raises `Unreachable`."""
+        key, words = self._expect()
+        try:
+            self._send({**asked, "key": key})
+        except BaseException:
+            self.forget(key)
+            raise
+        return key, words
+
+    def cancel(self, key: int) -> None:
+        """Has a task ended; its last word comes all the same."""
+        with contextlib.suppress(Unreachable):
+            self._send({"cancel": key})
+
+    def forget(self, key: int) -> None:
+        """Nobody waits for this task's words any more."""
+        with self._lock:
+            self._waiting.pop(key, None)
+
+    def close(self, why: str = "the daemon is stopping") -> None:
+        """Ends the child, and with it all that was submitted."""
+        self._over(why)
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    def _expect(self) -> tuple[int, Words]:
+        words: Words = queue.SimpleQueue()
+        with self._lock:
+            self._check()
+            key = next(self._keys)
+            self._waiting[key] = words
+        return key, words
+
+    def _send(self, word: dict[str, Any]) -> None:
+        try:
+            with self._sending:
+                self._connection.send(word)
+        except OSError:
+            # Its last words may say why.
+            self._process.wait()
+            self._over(self._last_words())
+            self._check()
+
+    def _check(self) -> None:
+        if self._why is not None:
+            raise Unreachable(self._why)
+
+    def _listen(self) -> None:
+        why = ""
+        try:
+            while True:
+                word = json.loads(self._connection.recv_bytes())
+                if "ready" in word:
+                    self._ready.set()
+                elif "failed" in word:
+                    why = redact(word["failed"])
+                else:
+                    with self._lock:
+                        words = self._waiting.get(word["key"])
+                    if words is not None:
+                        words.put(word)
+        except (EOFError, OSError):
+            self._process.wait()
+        self._over(why or self._last_words())
+        self._connection.close()
+        self._said.close()
+
+    def _over(self, why: str) -> None:
+        with self._lock:
+            if self._why is None:
+                self._why = why
+            waiting = list(self._waiting.values())
+        for words in waiting:
+            words.put({"lost": f"the Ray cluster was lost: {self._why}"})
+        self._ready.set()
+
+    def _last_words(self) -> str:
+        """What the child said last, in short."""
+        with contextlib.suppress(OSError, ValueError):
+            size = self._said.seek(0, os.SEEK_END)
+            self._said.seek(max(0, size - _TAIL))
+            lines = self._said.read().decode(errors="replace").strip().splitlines()
+            if lines and "No module named 'ray" in lines[-1]:
+                return "the daemon's Python has no ray: install environment-fabric[daemon,ray]"
+            if lines:
+                return redact(lines[-1])
+        return f"the connection to it ended with exit code {self._process.poll()}"

@@ -1,0 +1,130 @@
+"""What a spec that requires Ray needs to run on the cluster: its Ray, and its minor of Python.
+
+Ray connects no two versions of itself, and a worker of another minor of Python crashes; of other patch versions it
+says so and runs. What is wrong is found before anything is built, and told with the line to write. Reads no file and
+runs nothing; interpreters are chosen by way of `Interpreters`.
+"""
+
+import re
+from dataclasses import dataclass, replace
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from envfabric.build.interpreters import Interpreter, Interpreters
+from envfabric.core.errors import Reason, SpecError
+from envfabric.core.ids import shown
+from envfabric.specs.spec import Spec
+from envfabric.specs.toml import line_of
+
+_RAY = re.compile(rb"""(?i)["'][ \t]*ray[ \t]*(\[[^\]"'\n]{0,200}\])?[ \t]*(?=[<>=!~;@"'(])""")
+"""A requirement of ray in pyproject.toml, and its extras."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The cluster that environments are for, from the settings; None for what they don't say."""
+
+    ray: str | None = None
+    """Its Ray, in full."""
+    python: str | None = None
+    """Its Python, in full."""
+
+
+def choose(spec: Spec, interpreters: Interpreters, cluster: Cluster) -> Interpreter:
+    """The interpreter for a spec: where it requires Ray and doesn't choose, the cluster's own, else one of its minor.
+
+    Raises `SpecError`: validation for one that does not go with the cluster, unresolvable where none fits.
+    """
+    asked = spec.python
+    if not spec.ray or cluster.python is None:
+        return interpreters.choose(asked)
+    missing: SpecError | None = None
+    if asked.text is None:
+        for wish in (cluster.python, minor(cluster.python)):
+            if wish == cluster.python and not SpecifierSet(asked.requires).contains(wish):
+                continue
+            try:
+                return interpreters.choose(replace(asked, text=wish, origin="[ray] python in the settings"))
+            except SpecError as error:
+                missing = error
+    try:
+        found = interpreters.choose(asked)
+    except SpecError as error:
+        raise missing or error from None
+    if missing is not None and _admits(asked.requires, cluster.python):
+        # The spec can't help it that the cluster's is not installed.
+        raise missing
+    check_python(spec, found.version, cluster)
+    return found
+
+
+def fits_python(spec: Spec, version: str, cluster: Cluster) -> bool:
+    """Whether an environment of this Python may be served for a spec."""
+    return not spec.ray or cluster.python is None or minor(version) == minor(cluster.python)
+
+
+def check_python(spec: Spec, version: str, cluster: Cluster) -> None:
+    """Raises `SpecError` (validation) where this is no Python for the spec, with the line to write."""
+    if fits_python(spec, version, cluster):
+        return
+    wanted = cluster.python or ""
+    low = minor(wanted)
+    requires = spec.python.requires
+    also = ""
+    if requires and not _admits(requires, wanted):
+        also = f"project.requires-python = {shown(requires)!r} would have to admit that, too"
+    if spec.python.origin == ".python-version":
+        place, line = f"{spec.id}/.python-version:1", f"Write {low} there"
+    else:
+        own = "tool.envfabric.python" if spec.table.python is not None else "project.requires-python"
+        place = _place(spec, line_of(spec.pyproject, own))
+        line = f'Write python = "{low}" in [tool.envfabric]'
+    raise SpecError(
+        Reason.VALIDATION,
+        f"{place}: this spec is for Ray and gets Python {version}, but the cluster runs {wanted}: workers of another "
+        f"minor version crash. {line}{'; ' if also else ''}{also}, or set ray = false in [tool.envfabric].",
+    )
+
+
+def check_ray(spec: Spec, found: str | None, cluster: Cluster) -> None:
+    """Raises `SpecError` (validation) where a spec that requires Ray gets none, or another, with the line to write."""
+    if not spec.ray:
+        return
+    wanted = cluster.ray
+    named = _RAY.search(spec.pyproject)
+    extras = (named[1] or b"").decode("utf-8", "replace") if named else ""
+    line = f'"ray{extras}=={wanted}"' if wanted else f'"ray{extras}==<the cluster\'s version>"'
+    if named is not None:
+        place = _place(spec, spec.pyproject.count(b"\n", 0, named.start()) + 1)
+    else:
+        place = _place(spec, line_of(spec.pyproject, "project.dependencies"))
+    if found is None:
+        raise SpecError(
+            Reason.VALIDATION,
+            f"{place}: this spec is for Ray but its environment has no ray: a task in it would hang for ever. Add "
+            f"{line} to project.dependencies, or set ray = false in [tool.envfabric].",
+        )
+    if wanted and Version(found) != Version(wanted):
+        lock = f", and lock anew (envfabric lock {spec.id})" if spec.lock is not None else ""
+        raise SpecError(
+            Reason.VALIDATION,
+            f"{place}: the environment has ray {found} but the cluster runs {wanted}, and Ray connects no two "
+            f"versions of itself. Write {line} in project.dependencies{lock}.",
+        )
+
+
+def minor(version: str) -> str:
+    """'3.11' of '3.11.7'."""
+    return ".".join(version.split(".")[:2])
+
+
+def _admits(requires: str, wanted: str) -> bool:
+    """Whether bounds let any patch version of a minor pass, as far as a few tries tell."""
+    bounds = SpecifierSet(requires)
+    return any(bounds.contains(one) for one in (wanted, *(f"{minor(wanted)}.{patch}" for patch in range(30))))
+
+
+def _place(spec: Spec, line: int | None) -> str:
+    where = f"{spec.id}/pyproject.toml"
+    return f"{where}:{line}" if line else where

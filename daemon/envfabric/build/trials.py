@@ -1,0 +1,300 @@
+"""Runs the validation of a spec, `full` or `custom`, against a closure in the store, before it is published for it.
+
+It is run there, and not while the closure is built: specs with other validations share it, and neither a failure nor
+a change of the validation says anything of what was built. Packages' code runs here as the daemon's user, see
+docs/validation.md: it gets a time limit, a folder that is thrown away, no variable of the daemon's, and all that it
+starts is ended. Writes staging/ and state/validated/; what it finds changed in a closure it marks as damaged.
+"""
+
+import contextlib
+import json
+import os
+import select
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, cast
+
+from envfabric.build.modules import modules_of
+from envfabric.build.scope import Stopped, current
+from envfabric.build.survivors import end_survivors
+from envfabric.build.trial import IMPORTING, Trial, changed, judge_command, judge_imports, last_import
+from envfabric.core.errors import SpecError, redact
+from envfabric.store.closures import Closures, Staging
+from envfabric.store.files import Files
+from envfabric.store.root import Root, now
+from envfabric.telemetry import logs
+
+WARDEN = Path(__file__).with_name("warden.py")
+_PATH = "/usr/local/bin:/usr/bin:/bin"
+_LOOK = 1.0
+"""Seconds after which a command is looked at that says nothing."""
+_PATIENCE = 15.0
+"""Seconds that a command's keeper has to end all that it started; what hangs on a dead mount is left to it."""
+_KEPT = 64_000
+"""Bytes of a run's output that are kept: the last ones."""
+_RECORDED = 8_000
+"""Characters of it that the record of a passed validation keeps."""
+
+Stamps = dict[str, tuple[int, ...]]
+
+
+@dataclass(eq=False, slots=True)
+class _Kept:
+    """A command under its keeper."""
+
+    keeper: subprocess.Popen[bytes]
+    hold: IO[bytes]
+    """The keeper's standard input: once it is closed, from any thread, the keeper ends all."""
+    output: IO[bytes]
+
+    def give_up(self) -> None:
+        with contextlib.suppress(OSError):
+            self.hold.close()
+
+
+@dataclass(slots=True)
+class _Bench:
+    """Where one validation runs."""
+
+    staging: Staging
+    venv: Path
+    variables: Mapping[str, str]
+    log: str = ""
+
+
+class Trials:
+    """The validations on one ROOT. Safe for threads; one closure is validated by one thread at a time."""
+
+    def __init__(
+        self,
+        root: Root,
+        files: Files,
+        closures: Closures,
+        observe: Callable[[float], None],
+        mend: Callable[[str], None],
+    ) -> None:
+        """`observe` hears how many seconds a validation took; `mend` the name of a closure that one changed."""
+        self._root = root
+        self._files = files
+        self._closures = closures
+        self._observe = observe
+        self._mend = mend
+        self._passed: set[tuple[str, str]] = set()
+        self._running: set[_Kept] = set()
+        self._lock = threading.Lock()
+        self._stopping = False
+
+    def passed(self, digest: str, trial: Trial) -> bool:
+        """Whether a closure's content has passed this validation. What has not is tried again each time."""
+        known = (digest, trial.key)
+        if known not in self._passed:
+            if not self._record(digest, trial).exists():
+                return False
+            self._passed.add(known)
+        return True
+
+    def run(self, digest: str, name: str, trial: Trial) -> None:
+        """Validates the closure `name`, and records that it passed.
+
+        Raises `SpecError` (validation, timeout), `Stopped`, `StoreError`, `OSError`.
+        """
+        began = time.monotonic()
+        closure = self._root.closure(name)
+        failure: SpecError | Stopped | None = None
+        with self._closures.staging() as staging:
+            bench = _Bench(staging, closure / ".venv", self._variables(closure / ".venv", staging, trial))
+            before = _stamps(closure)
+            try:
+                self._try(bench, trial)
+            except (SpecError, Stopped) as error:
+                failure = error
+            # Also after one that was ended: its last step may have been the bad one.
+            paths = _changed(before, _stamps(closure))
+        seconds = time.monotonic() - began
+        self._observe(seconds)
+        if paths:
+            self._closures.mark_damaged(name, [f"{path}: changed while it was validated" for path in paths])
+            self._mend(name)
+            raise changed(paths, bench.log)
+        if failure is not None:
+            raise failure
+        self._note(digest, trial, bench.log, seconds)
+        logs.get().info("validated", closure=name, kind=trial.kind, seconds=round(seconds, 3))
+
+    def stop(self) -> None:
+        """Ends what runs, and lets nothing start any more."""
+        with self._lock:
+            self._stopping = True
+            for kept in self._running:
+                kept.give_up()
+
+    def _try(self, bench: _Bench, trial: Trial) -> None:
+        told = bench.staging.folder / "told"
+        if modules := trial.imports or modules_of(bench.venv, trial.direct):
+            python = str(bench.venv / "bin" / "python")
+            code, output = self._run(
+                bench,
+                [python, "-c", IMPORTING, str(told), *modules],
+                lambda: f"the import of {last_import(told) or 'its modules'}",
+            )
+            bench.log += f"# imported: {', '.join(modules)}\n{output}"
+            judge_imports(told, code, bench.log)
+        else:
+            bench.log += "# the direct requirements bring no module to import\n"
+        if trial.command:
+            code, output = self._run(bench, trial.command, lambda: "its command")
+            bench.log += f"$ {json.dumps(trial.command)}\n{output}"
+            judge_command(trial.command, code, bench.log)
+
+    def _variables(self, venv: Path, staging: Staging, trial: Trial) -> dict[str, str]:
+        for name in ("home", "tmp"):
+            self._files.make_folder(staging.folder / name)
+        return {
+            **dict(trial.variables),
+            "HOME": str(staging.folder / "home"),
+            "TMPDIR": str(staging.folder / "tmp"),
+            "PATH": f"{venv}/bin:{_PATH}",
+            "VIRTUAL_ENV": str(venv),
+            "LC_ALL": "C.UTF-8",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONNOUSERSITE": "1",
+        }
+
+    def _run(self, bench: _Bench, command: Sequence[str], doing: Callable[[], str]) -> tuple[int, str]:
+        """Exit code and output of a command, with all that it started ended.
+
+        Raises `Stopped`, and `SpecError` (timeout) that names what it was `doing`.
+        """
+        scope = current()
+        scope.check()
+        job = {"command": list(command), "cwd": str(bench.staging.project), "env": dict(bench.variables)}
+        keeper = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-B", str(WARDEN)],
+            bufsize=0,
+            cwd="/",
+            env={"LC_ALL": "C.UTF-8"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            # Recovery sees that it still runs; the keeper itself ends when this process is gone.
+            pass_fds=(bench.staging.descriptor,),
+            umask=0o077,
+        )
+        kept = _Kept(keeper, cast("IO[bytes]", keeper.stdin), cast("IO[bytes]", keeper.stdout))
+        try:
+            left = memoryview(json.dumps(job).encode() + b"\n")
+            with contextlib.suppress(BrokenPipeError):
+                while left:
+                    left = left[kept.hold.write(left) :]
+            with self._lock:
+                self._running.add(kept)
+                if self._stopping:
+                    kept.give_up()
+            with scope.ended_by(kept.give_up):
+                output = _follow(kept, scope.deadline)
+            given_up = kept.hold.closed
+        finally:
+            with self._lock:
+                self._running.discard(kept)
+            _close(kept, bench)
+        if given_up:
+            if not self._stopping:
+                scope.check(doing(), bench.log + output)
+            raise Stopped
+        return keeper.returncode, output
+
+    def _record(self, digest: str, trial: Trial) -> Path:
+        return self._root.state / "validated" / f"{digest}-{trial.key}.json"
+
+    def _note(self, digest: str, trial: Trial, log: str, seconds: float) -> None:
+        path = self._record(digest, trial)
+        self._root.require_marker()
+        self._files.make_folder(path.parent, self._root.state)
+        content = {
+            "schema": 1,
+            "digest": digest,
+            "at": now(),
+            "seconds": round(seconds, 3),
+            "trial": asdict(trial),
+        }
+        data = json.dumps({**content, "output": log[-_RECORDED:]}, indent=2).encode()
+        self._files.write_atomic(path, data, via=self._root.staging)
+        self._passed.add((digest, trial.key))
+
+
+def _follow(kept: _Kept, deadline: float) -> str:
+    """The output of a command until it ends, the last of it; it is given up at the deadline."""
+    descriptor = kept.output.fileno()
+    # Not select(), which knows no descriptor above 1023.
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    tail, dropped = bytearray(), 0
+    last: float | None = None
+    while True:
+        clock = time.monotonic()
+        if clock >= deadline:
+            kept.give_up()
+        if kept.hold.closed:
+            last = clock + _PATIENCE if last is None else last
+            if clock >= last:
+                break
+        wait = _LOOK if kept.hold.closed else max(0.0, min(_LOOK, deadline - clock))
+        if poll.poll(wait * 1000):
+            data = os.read(descriptor, 1 << 16)
+            if not data:
+                break
+            tail += data
+            if len(tail) > 2 * _KEPT:
+                dropped += len(tail) - _KEPT
+                del tail[:-_KEPT]
+        elif kept.keeper.poll() is not None:
+            # Somebody who left has the pipe still.
+            break
+    dropped += max(0, len(tail) - _KEPT)
+    text = redact(tail[-_KEPT:].decode("utf-8", "replace"))
+    text += "\n" if text and not text.endswith("\n") else ""
+    return f"… {dropped} bytes before\n{text}" if dropped else text
+
+
+def _close(kept: _Kept, bench: _Bench) -> None:
+    """The keeper is gone afterwards, with all that it kept."""
+    kept.give_up()
+    for _ in range(2):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            kept.keeper.wait(_PATIENCE)
+            break
+        kept.keeper.kill()
+    kept.output.close()
+    # Where its keeper was killed, or could not become the next of kin of what loses its parent.
+    end_survivors(bench.variables["TMPDIR"])
+
+
+def _stamps(closure: Path) -> Stamps:
+    """What each path of a closure looks like, without reading it: the time of the last status change is left out,
+    because other builds link the same files. Raises `OSError`."""
+    found: Stamps = {}
+    waiting = ["."]
+    while waiting:
+        folder = waiting.pop()
+        with os.scandir(closure / folder) as entries:
+            for entry in entries:
+                path = entry.name if folder == "." else f"{folder}/{entry.name}"
+                status = entry.stat(follow_symlinks=False)
+                found[path] = (status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns)
+                if stat.S_ISDIR(status.st_mode):
+                    waiting.append(path)
+    return found
+
+
+def _changed(before: Stamps, after: Stamps) -> list[str]:
+    """The paths that differ; a folder only where nothing in it does."""
+    paths = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    above = {os.path.dirname(path) for path in paths}
+    return sorted(paths - {path for path in above if path in before and path in after})

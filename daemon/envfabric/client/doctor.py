@@ -1,0 +1,255 @@
+"""`envfabric doctor`: whether this machine can use a ROOT, and with --ray whether it can as a node of Ray.
+
+Here is what needs no Ray: the mount, the marker, the index, the leases and the interpreters. Writes one file among
+the leases and removes it; nothing else is changed. Standard library only, so that any node can run it.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from envfabric.client import fitting
+from envfabric.client.findings import Finding, as_json, as_text, code, some, within
+from envfabric.client.index import EnvfabricError, NotReady, RootNotFound, find_config, find_root, read_index
+from envfabric.client.leases import place_of
+
+_CLOCKS = 60.0
+"""Seconds by which this machine's clock and the file server's may differ before it is said."""
+
+
+def run(
+    root: str | os.PathLike[str] | None,
+    config: str | os.PathLike[str] | None,
+    *,
+    ray: bool,
+    timeout: float,
+    json_wanted: bool,
+) -> int:
+    """The command: prints what was found, and gives 1 where something of it is a problem, else 0."""
+    findings = look(root, config, ray=ray, timeout=timeout)
+    print(as_json(findings) if json_wanted else as_text(findings), flush=True)  # noqa: T201
+    return code(findings)
+
+
+def look(
+    root: str | os.PathLike[str] | None, config: str | os.PathLike[str] | None, *, ray: bool, timeout: float
+) -> list[Finding]:
+    """Everything that is looked at, in an order in which a finding explains those after it."""
+    index: dict[str, Any] = {}
+    findings = _of_root(root, config, timeout, index)
+    if ray:
+        # What only this needs is not loaded elsewhere.
+        from envfabric.client import doctor_ray
+
+        longest = max(timeout, doctor_ray.AT_LEAST) + timeout
+        findings += within(longest, "ray", lambda: doctor_ray.of_ray(index, config, timeout))[0]
+    return findings
+
+
+def _of_root(
+    given: str | os.PathLike[str] | None,
+    config: str | os.PathLike[str] | None,
+    timeout: float,
+    index: dict[str, Any],
+) -> list[Finding]:
+    """What is found of ROOT; puts what is published into `index`."""
+    try:
+        root = Path(os.path.abspath(find_root(given, config)))
+    except RootNotFound as error:
+        return [Finding("root", "problem", "ROOT is not known", str(error))]
+    source = (
+        "--root" if given else "ENVFABRIC_ROOT" if os.environ.get("ENVFABRIC_ROOT") else find_config(config)
+    )
+    findings = [Finding("root", "ok", f"{root} (by {source})")]
+    looks = (
+        ("mount", lambda: _mount(root)),
+        ("index", lambda: _index(root, index)),
+        ("leases", lambda: _leases(root)),
+        ("interpreters", lambda: _interpreters(index, timeout)),
+    )
+    for check, one in looks:
+        if check == "interpreters" and code([one for one in findings if one.check == "index"]):
+            # Its paths are another machine's, or can't be read.
+            continue
+        found, in_time = within(timeout * (3 if check == "interpreters" else 1), check, one)
+        findings += found
+        if not in_time or (check == "mount" and code(found)):
+            # All that follows would wait for the same file system, or blame another thing for it.
+            break
+    return findings
+
+
+def _mount(root: Path) -> list[Finding]:
+    marker = root / ".envfabric.json"
+    try:
+        told = json.loads(marker.read_bytes())
+        schema = told.get("schema")
+    except FileNotFoundError:
+        return [
+            Finding(
+                "mount",
+                "problem",
+                f"{marker} is not there, {root} is {'a folder' if root.is_dir() else 'not there'}",
+                f"Mount the NAS at {root}, at the same path as on every node; a new one is prepared by "
+                f"`envfabric init {root}`.",
+            )
+        ]
+    except (OSError, ValueError, AttributeError) as error:
+        do = "Let this user read ROOT; a spoilt marker is restored from a copy."
+        return [Finding("mount", "problem", f"{marker} can't be read: {error}", do)]
+    if schema != 1:
+        do = "Install the environment-fabric here that the daemon has."
+        return [Finding("mount", "problem", f"{marker} has schema {schema}, and this release knows 1", do)]
+    kind, where, options = _file_system(root)
+    told_of = f"{kind} mounted at {where}, with the marker"
+    if "noexec" in options:
+        return [
+            Finding(
+                "mount",
+                "problem",
+                f"{told_of}, but noexec",
+                f"No interpreter can be run from it: mount {where} with exec.",
+            )
+        ]
+    return [Finding("mount", "ok", told_of + (", read-only" if "ro" in options else ""))]
+
+
+def _index(root: Path, index: dict[str, Any]) -> list[Finding]:
+    try:
+        found = read_index(root)
+    except NotReady as error:
+        return [Finding("index", "warning", str(error), "Start the daemon: `envfabric run`.")]
+    except EnvfabricError as error:
+        return [Finding("index", "problem", str(error), "Let this user read ROOT, and see that it is ROOT.")]
+    index.update(found)
+    served = found["python"]
+    if found["root"] != str(root):
+        return [
+            Finding(
+                "index",
+                "problem",
+                f"its paths begin with {found['root']}, and ROOT is {root} here",
+                f"Mount it at {found['root']}: paths of interpreters have to be the same on all nodes.",
+            )
+        ]
+    told = f"{len(served)} of {len(found['environments'])} environments served, published {found['published_at']}"
+    if not served:
+        return [
+            Finding("index", "warning", told, "Commit a spec; `envfabric status` says why none is ready.")
+        ]
+    return [Finding("index", "ok", told)]
+
+
+def _leases(root: Path) -> list[Finding]:
+    """Writes as a holder does, reads it back, and removes it."""
+    try:
+        place = place_of(root)
+    except RootNotFound as error:
+        do = "Mount the folder of the leases at the same path on this machine (setting leases)."
+        return [Finding("leases", "problem", str(error), do)]
+    # A name that begins with a dot is no lease (docs/leases.md).
+    folder = place / f".doctor.{os.getpid()}.{os.urandom(4).hex()}"
+    path = folder / "probe"
+    try:
+        os.mkdir(folder)
+        try:
+            path.write_bytes(b".")
+            os.utime(path)
+            seen = folder.name in os.listdir(place)
+            ahead = path.stat().st_mtime - time.time()
+            path.unlink()
+        finally:
+            os.rmdir(folder)
+    except OSError as error:
+        return [
+            Finding(
+                "leases",
+                "problem",
+                f"{place} can't be written: {error.strerror}",
+                f"Let the users of all workers write there (chmod 1777 {place}); where workers mount ROOT read-only, "
+                "set leases in the daemon's settings to a folder that they can write.",
+            )
+        ]
+    if not seen:
+        do = "Other nodes may not see it either: check the mount's caching (docs/nas.md)."
+        return [Finding("leases", "problem", f"what is written to {place} is not listed in it", do)]
+    if abs(ahead) > _CLOCKS:
+        do = "Leases are judged by the server's clock alone; set both, for everything else."
+        told = f"{place} is writable; the file server's clock differs from this one's by {ahead:.0f} s"
+        return [Finding("leases", "warning", told, do)]
+    return [Finding("leases", "ok", f"{place} is writable, and shows what is written")]
+
+
+def _interpreters(index: Mapping[str, Any], timeout: float) -> list[Finding]:
+    """Every served closure is there, and of each base interpreter one is started."""
+    paths: dict[str, str] = {}
+    for spec_id, python in index.get("python", {}).items():
+        paths.setdefault(python, spec_id)
+    # Those with Ray first: of one base interpreter one environment is started, and that loads its Ray, too.
+    order = sorted(paths, key=lambda one: index["environments"][paths[one]]["ray_version"] is None)
+    bases: dict[str, str] = {}
+    findings, until, looked = [], time.monotonic() + timeout, 0
+    for python in order:
+        if time.monotonic() > until:
+            break
+        looked += 1
+        try:
+            bases.setdefault(_base(python), python)
+        except OSError as error:
+            do = "See whether ROOT is the same file system as the daemon's; `envfabric verify` there."
+            told = f"{python} of {paths[python]} can't be read: {error.strerror}"
+            findings.append(Finding("interpreters", "problem", told, do))
+    for base, python in bases.items():
+        spec_id = paths[python]
+        built = index["environments"][spec_id]["python_version"]
+        try:
+            fitting.refuse_absent(python)
+            version = fitting.starts(python, timeout)
+        except EnvfabricError as error:
+            do = "Nodes need the daemon's interpreters at the same paths, for their processor and C library."
+            findings.append(Finding("interpreters", "problem", f"{spec_id}: {error}", do))
+            continue
+        if version.split(".")[:2] != str(built).split(".")[:2]:
+            told = f"{base} is Python {version} here, and {spec_id} was made with {built}"
+            do = "Install the interpreter that the daemon's host has at that path."
+            findings.append(Finding("interpreters", "problem", told, do))
+        elif version != built:
+            told = f"{base} is Python {version} here, and {spec_id} was made with {built}: it runs"
+            do = "Bring this machine and the daemon's host to one patch version."
+            findings.append(Finding("interpreters", "warning", told, do))
+    if looked < len(paths):
+        told = f"{looked} of {len(paths)} closures were looked at in {timeout:g} s"
+        findings.append(Finding("interpreters", "warning", told, "Give more time with --timeout."))
+    if paths and not findings:
+        told = f"{looked} closures, from {some(sorted(bases))}"
+        findings.append(Finding("interpreters", "ok", told))
+    return findings
+
+
+def _base(python: str) -> str:
+    """What a closure's interpreter is a link to."""
+    return os.path.normpath(os.path.join(os.path.dirname(python), os.readlink(python)))
+
+
+def _file_system(path: Path) -> tuple[str, str, set[str]]:
+    """Kind, mount point and options of the mount that a path is in, as this process sees it."""
+    real = os.path.realpath(path)
+    found = ("unknown file system", "?", set[str]())
+    try:
+        lines = Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return found
+    longest = 0
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        fields = left.split()
+        where = fields[4].encode().decode("unicode_escape")
+        inside = real == where or real.startswith(where.rstrip("/") + "/")
+        # Of two at one place the later one is seen.
+        if inside and len(where) >= longest:
+            kind, options = right.split()[0], set(fields[5].split(",")) | set(right.split()[-1].split(","))
+            found, longest = (kind, where, options), len(where)
+    return found
