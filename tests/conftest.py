@@ -8,21 +8,32 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from support import nursery
 from support.fabric import Fabric
 from support.simple_index import SimpleIndex
 from support.spec_repo import SpecRepo
 
 _OF_THE_DEMO = ("tests/examples/test_demo.py", "tests/examples/test_ray.py")
+_ON_RAY = ("tests/on_ray/", "tests/farm/test_on_cluster.py")
 
 
 class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """One worker has all tests of the demo, begun first: what it builds is large, and it is made once."""
+    """One worker has all tests of the demo, begun first: what it builds is large, and it is made once.
+
+    Another one has all that start a Ray cluster, so that there is one cluster at a time.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
-        if nodeid.startswith("tests/on_ray/"):
-            # One cluster, too.
+        if nodeid.startswith(_ON_RAY):
             return "ray"
+        if nodeid.startswith("tests/recipes/"):
+            return "recipes"
         return "demo" if nodeid.startswith(_OF_THE_DEMO) else nodeid
+
+
+def pytest_configure() -> None:
+    """Commands may be forked, in the surroundings that each worker begins with."""
+    nursery.allow()
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:

@@ -15,6 +15,8 @@ import envfabric
 from support.fabric import Fabric
 
 PACKAGE = Path(envfabric.__file__).parent
+PATCH = f"3.{sys.version_info[1]}.99"
+"""A Python that differs from this one in nothing that Ray minds."""
 
 
 @pytest.fixture
@@ -104,14 +106,18 @@ def test_runtime_env_stays_with_a_digest(served: Fabric) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
-    [("VERSION", "2.60.0", "ray==2.60.0"), ("PYTHON", "3.9.1", 'python = "3.9"')],
+    [("VERSION", "2.60.0", "ray==2.60.0"), ("PYTHON", "3.9.1", 'python = "3.9"'), ("PYTHON", PATCH, None)],
 )
 def test_runtime_env_refuses_what_does_not_fit_the_cluster(
-    served: Fabric, monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+    served: Fabric, monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str | None
 ) -> None:
-    """Another Ray, or another minor of Python, than the settings name is refused with the line to change."""
+    """Another Ray, or another minor of Python, than the settings name is refused with the line to change; another
+    patch of Python is not, with which Ray runs."""
     monkeypatch.setenv(f"ENVFABRIC_RAY__{name}", value)
     monkeypatch.delitem(sys.modules, "ray", raising=False)
+    if words is None:
+        assert envfabric.runtime_env("wf/ray", root=served.root)
+        return
     with pytest.raises(envfabric.EnvironmentFailed, match=words):
         envfabric.runtime_env("wf/ray", root=served.root)
 
@@ -146,6 +152,15 @@ def test_runtime_env_refuses_what_would_hang(served: Fabric) -> None:
         envfabric.runtime_env("wf/ray", root=served.root)
 
 
+def test_runtime_env_waits_for_a_gone_server_no_longer_than_told(tmp_path: Path) -> None:
+    """A mount that does not answer is an error: with what to look at, and how to wait longer."""
+    (tmp_path / ".envfabric.json").write_text("{}")
+    # Whoever opens it waits for ever.
+    os.mkfifo(tmp_path / "index.json")
+    with pytest.raises(envfabric.RootNotFound, match=r"has not answered .* within 0\.2 s: is the NAS gone"):
+        envfabric.runtime_env("wf/a", root=tmp_path, envfabric={"timeout": 0.2})
+
+
 def test_root_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unmounted NAS and an unknown ROOT are named as such."""
     with pytest.raises(envfabric.RootNotFound, match="mounted"):
@@ -166,7 +181,8 @@ def test_pending_is_an_error_or_is_waited_for(fabric: Fabric) -> None:
         daemon.wait_for_index(first)
         with pytest.raises(envfabric.UnknownEnvironment):
             envfabric.python("wf/held", root=fabric.root, wait=0.2)
-        fabric.repo.spec("wf/held", ["held"])
+        fabric.packages.add_wheel("ray", "9.9")
+        fabric.repo.spec("wf/held", ["held", "ray"])
         fabric.repo.spec("wf/broken", ["no-such-thing"])
         fabric.repo.commit()
         with pytest.raises(envfabric.EnvironmentFailed):
@@ -174,9 +190,12 @@ def test_pending_is_an_error_or_is_waited_for(fabric: Fabric) -> None:
         with pytest.raises(envfabric.NotReady, match="pending"):
             envfabric.python("wf/held", root=fabric.root)
         results: list[str] = []
-        waiter = threading.Thread(
-            target=lambda: results.append(envfabric.python("wf/held", root=fabric.root, wait=60))
-        )
+
+        def waits() -> None:
+            made = envfabric.runtime_env("wf/held", root=fabric.root, wait=60)
+            results.append(made["py_executable"])
+
+        waiter = threading.Thread(target=waits)
         waiter.start()
         hold.set()
         waiter.join(timeout=60)
@@ -213,6 +232,19 @@ def test_exec_runs_inside_the_environment(served: Fabric) -> None:
     assert served.command("exec", "--root", served.root, "wf/ready").returncode == 2
 
 
+def test_exec_takes_no_other_python(served: Fabric, tmp_path: Path) -> None:
+    """On a machine that lacks the base interpreter nothing is run: the next `python` in PATH would be another one."""
+    elsewhere = tmp_path / "elsewhere"
+    there = Path(served.index()["python"]["wf/ready"].replace(str(served.root), str(elsewhere)))
+    there.parent.mkdir(parents=True)
+    there.symlink_to("/no/such/python")
+    text = (served.root / "index.json").read_text()
+    (elsewhere / "index.json").write_text(text.replace(str(served.root), str(elsewhere)))
+    done = served.command("exec", "--root", elsewhere, "wf/ready", "--", "python", "-c", "print('ran')")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "base interpreter /no/such/python is missing" in done.stderr
+
+
 def test_status_shows_all_and_one(served: Fabric) -> None:
     """A line for each spec with its error, all about one, and the same as JSON; exit code 1 for no such id."""
     root = ("--root", str(served.root))
@@ -222,9 +254,11 @@ def test_status_shows_all_and_one(served: Fabric) -> None:
     assert "unresolvable: resolving wf/failed" in line
     one = served.command("status", "wf/ready", *root).stdout
     assert served.index()["python"]["wf/ready"] in one
-    assert json.loads(served.command("status", "--json", *root).stdout) == served.index()
+    unused: dict[str, Any] = {"error": None, "closures": []}
+    told = json.loads(served.command("status", "--json", *root).stdout)
+    assert told == {**served.index(), "in_use": unused}
     entry = json.loads(served.command("status", "wf/failed", "--json", *root).stdout)
-    assert entry == {**served.entry("wf/failed"), "closure": None}
+    assert entry == {**served.entry("wf/failed"), "closure": None, "in_use": unused}
     assert served.command("status", "wf/missing", *root).returncode == 1
 
 

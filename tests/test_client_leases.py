@@ -203,11 +203,11 @@ def test_a_fault_that_passes_ends_no_lease(nas: Nas, monkeypatch: pytest.MonkeyP
         finally:
             tried.release()
 
-    real = leases._place
+    real = leases.place_of
     with envfabric.lease(ID, root=nas.root.path, ttl=1):
         away = nas.root.path.rename(nas.root.path.with_name("away"))
         (path,) = away.glob("leases/*/*")
-        monkeypatch.setattr(leases, "_place", place)
+        monkeypatch.setattr(leases, "place_of", place)
         for _ in range(3):
             assert tried.acquire(timeout=30), "nobody tried to renew"
         age(path, 1000)
@@ -226,8 +226,8 @@ def test_a_renewal_under_way_brings_no_lease_back(nas: Nas, monkeypatch: pytest.
         held.release()
         return real(root)
 
-    real = leases._place
-    monkeypatch.setattr(leases, "_place", place)
+    real = leases.place_of
+    monkeypatch.setattr(leases, "place_of", place)
     held.renew()
     assert nas.files() == []
 

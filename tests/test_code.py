@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,12 @@ def test_readme_names_every_setting() -> None:
         assert f"`{name}`" in readme
     for name in Settings.model_fields:
         assert f"`{name}`" in readme or f"`{name}." in readme
+
+
+def test_no_folder_of_tests_is_passed_over(pytestconfig: pytest.Config) -> None:
+    """pytest goes into every folder that has tests: a name that it skips by default would hide them all."""
+    skipped = pytestconfig.getini("norecursedirs")
+    folders = {path.parent.relative_to(PROJECT) for path in (PROJECT / "tests").rglob("test_*.py")}
+    assert not [
+        folder for folder in folders for part in folder.parts if any(fnmatch(part, one) for one in skipped)
+    ]

@@ -215,7 +215,7 @@ def test_interrupted_one_shot_is_no_success(fabric: Fabric) -> None:
         )
         wait_for(lambda: list((fabric.root / "staging").iterdir()) or None, message="no step began")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 1
+        assert process.wait(timeout=60) == 1
     finally:
         hold.set()
 
@@ -281,5 +281,5 @@ def test_mount_that_went_away_is_not_written_to(fabric: Fabric) -> None:
         away.rename(fabric.root)
         daemon.wait_for_index(commit)
         wait_for(
-            lambda: "wf/b" in fabric.index()["python"], timeout=40, message="the build was not tried again"
+            lambda: "wf/b" in fabric.index()["python"], timeout=90, message="the build was not tried again"
         )

@@ -1,7 +1,9 @@
 """The test support keeps its own promises, with the real uv and the real git."""
 
+import fcntl
 import http.client
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +13,8 @@ from pathlib import Path
 import pytest
 import uv
 
+from support import nursery
+from support.nursery import Forked
 from support.simple_index import SimpleIndex
 from support.spec_repo import SpecRepo
 from support.waiting import wait_for
@@ -134,3 +138,62 @@ def test_wait_for_says_what_it_last_saw() -> None:
     """A wait that ends in vain fails with its message and the last value."""
     with pytest.raises(AssertionError, match=r"never came.*last value: 0"):
         wait_for(lambda: 0, timeout=0.05, message="never came")
+
+
+PLAIN = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--version"], 0),
+        (["run", "--onze"], 2),
+        (["run", "--config", "none.toml"], 2),
+        (["history", "a/b"], 1),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_forked_command_is_as_a_new_one(tmp_path: Path, words: list[str], code: int) -> None:
+    """A command that is forked says, and ends with, what one says that a new Python runs."""
+    env = PLAIN | {"HOME": str(tmp_path)}
+    new = subprocess.run(
+        [sys.executable, "-m", "envfabric", *words],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    forked = nursery.run(words, cwd=tmp_path, env=env)
+    assert (forked.returncode, forked.stdout, forked.stderr) == (code, new.stdout, new.stderr)
+    assert new.returncode == code
+    assert (forked.stdout + forked.stderr).strip()
+
+
+def test_what_a_fork_would_not_show_is_a_new_python(tmp_path: Path) -> None:
+    """Another umask, a variable that Python reads, and consumers' commands are no forks; a signal is told of both."""
+
+    nobody, full = os.pipe()
+    fcntl.fcntl(full, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(full, bytes(4096))
+
+    def started(*words: str, **variables: str) -> bool:
+        # What it says has no room: it does not end by itself.
+        process = nursery.start(words, cwd=tmp_path, env=PLAIN | variables, stdout=full, stderr=full)
+        process.kill()
+        assert process.wait(timeout=60) == -signal.SIGKILL
+        process.kill()
+        return isinstance(process, Forked)
+
+    asks = ("gc", "--help")
+    assert started(*asks)
+    assert not started(*asks, PYTHONDONTWRITEBYTECODE="1")
+    assert not started(*asks, LC_ALL="C")
+    assert not started("which", "a/b")
+    old = os.umask(0o037)
+    try:
+        assert not started(*asks)
+    finally:
+        os.umask(old)
+        os.close(nobody)
+        os.close(full)

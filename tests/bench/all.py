@@ -24,6 +24,8 @@ FULL: dict[str, tuple[str, ...]] = {
     "scale": (),
     "hanging": (),
     "soak": (),
+    "ray_first_result": (),
+    "ray_cluster_start": (),
 }
 """Every bench with its arguments."""
 QUICK: dict[str, tuple[str, ...]] = {
@@ -38,6 +40,8 @@ QUICK: dict[str, tuple[str, ...]] = {
     "scale": ("--specs", "200", "--sets", "5", "--rounds", "1", "--rest", "3"),
     "hanging": ("--good", "6", "--hanging", "2", "--failing", "2", "--rounds", "1"),
     "soak": ("--commits", "20"),
+    "ray_first_result": ("--peers", "pip", "--peer-rounds", "1", "--rounds", "1", "humanize"),
+    "ray_cluster_start": ("--peers", "pip", "--nodes", "2", "--workers", "2", "--rounds", "1", "humanize"),
 }
 _CANNOT = 2
 

@@ -8,7 +8,8 @@ from collecting.conftest import Keeping
 from collecting.disk import du, flip, inodes
 from support.fabric import RunningDaemon
 
-SPECS, SETS, SHARED = 200, 40, 6
+SPECS, SETS, SHARED = 60, 12, 6
+"""Five specs serve each closure, and most of its bytes are those of every other one: more of them add no other case."""
 
 
 def closures(keeping: Keeping) -> list[Path]:
@@ -41,8 +42,8 @@ def assert_account(keeping: Keeping, daemon: RunningDaemon) -> None:
     }
 
 
-def test_200_specs_take_what_du_says(own_keeping: Keeping) -> None:
-    """They share most packages. The same holds after half of them went, and after a repair."""
+def test_many_specs_take_what_du_says(own_keeping: Keeping) -> None:
+    """They share most packages. The same holds after most of them went, and after a repair."""
     keeping = own_keeping
     text = "VERSION = 1\n" * 20_000
     names = [f"shared-{number}" for number in range(SHARED)]
@@ -56,10 +57,8 @@ def test_200_specs_take_what_du_says(own_keeping: Keeping) -> None:
         assert len(index["python"]) == SPECS
         assert len(keeping.stored()) == SETS
         assert_account(keeping, daemon)
-        assert (
-            daemon.metric("envfabric_disk_saved_bytes")
-            > 50 * daemon.metric("envfabric_store_physical_bytes") / 10
-        )
+        saved = daemon.metric("envfabric_disk_saved_bytes")
+        assert saved > 5 * daemon.metric("envfabric_store_physical_bytes")
         for number in range(SPECS):
             if number % SETS >= 5:
                 keeping.repo.remove(f"wf-{number % 10}/n{number}")

@@ -1,12 +1,12 @@
 """The commands as a person runs them: in a clone of the spec repository."""
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from support import nursery
 from support.fabric import Fabric
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -19,16 +19,7 @@ def run(fabric: Fabric) -> Run:
     def command(
         *arguments: str | Path, cwd: Path | None = None, stdin: str = "", expect: int = 0
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "envfabric", *map(str, arguments)],
-            cwd=cwd or fabric.repo.work,
-            env=fabric.environment,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = nursery.run(arguments, cwd=cwd or fabric.repo.work, env=fabric.environment, stdin=stdin)
         assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
         return done

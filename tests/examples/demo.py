@@ -87,7 +87,7 @@ class Demo:
         assert self._process is not None
         self._process.send_signal(signal.SIGINT)
         try:
-            return self._process.wait(timeout=30)
+            return self._process.wait(timeout=60)
         finally:
             self.kill()
 
@@ -98,7 +98,7 @@ class Demo:
         self._process.kill()
         self._process.wait()
         for reader in self._readers:
-            reader.join(timeout=10)
+            reader.join(timeout=60)
         for stream in (self._process.stdout, self._process.stderr):
             if stream is not None:
                 stream.close()
@@ -151,7 +151,7 @@ class Demo:
     def metric(self, name: str) -> float:
         """One value from the page that the demo has printed."""
         (url,) = [line.split()[1] for line in self.printed if line.startswith("page:")]
-        with urllib.request.urlopen(f"{url}metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"{url}metrics", timeout=60) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
         (value,) = [one.value for family in families for one in family.samples if one.name == name]
         return float(value)

@@ -53,7 +53,7 @@ def is_gone(folder: Path) -> bool:
 def test_orphans_end_with_the_command(tmp_path: Path, isolate: bool) -> None:
     """A command's exit code and output come back, and its daemons are gone by then."""
     done = run_alone(
-        [sys.executable, "-c", DAEMON], env=ENVIRONMENT, cwd=tmp_path, timeout=30, isolate=isolate
+        [sys.executable, "-c", DAEMON], env=ENVIRONMENT, cwd=tmp_path, timeout=60, isolate=isolate
     )
     assert (done.code, done.out, done.err) == (7, "it began\n", "")
     assert is_gone(tmp_path)
@@ -99,5 +99,5 @@ def test_namespace_has_a_loopback_and_a_way_to_nowhere(tmp_path: Path) -> None:
         "probe.connect(('203.0.113.1', 53))\n"
         "print(*(name for _, name in socket.if_nameindex()), probe.getsockname()[0])"
     )
-    done = run_alone([sys.executable, "-c", code], env=ENVIRONMENT, cwd=tmp_path, timeout=30, isolate=True)
+    done = run_alone([sys.executable, "-c", code], env=ENVIRONMENT, cwd=tmp_path, timeout=60, isolate=True)
     assert (done.out, done.err) == ("lo 192.0.2.1\n", "")

@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import uuid
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from envfabric.store.files import Files
+from support import nursery
 from support.fabric import Fabric, RunningDaemon
 from support.waiting import wait_for
 from support.without_rights import obey_modes
@@ -36,25 +38,34 @@ def text_of(path: Path) -> str | None:
     return path.read_text() if path.exists() else None
 
 
-def begin(fabric: Fabric, *words: str) -> subprocess.Popen[str]:
+@dataclass
+class Begun:
     """A command that runs beside the test."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "envfabric", *words, "--config", str(fabric.configure())],
-        cwd=fabric.folder,
-        env=fabric.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts what it puts into the background with SIGINT ignored, and that is inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+
+    process: nursery.Process
+    said: Path
 
 
-def answered(command: subprocess.Popen[str], expect: int) -> str:
+def begin(fabric: Fabric, *words: str) -> Begun:
+    """Starts a command."""
+    said = fabric.folder / f"said-{len(list(fabric.folder.glob('said-*')))}"
+    with said.open("x") as file:
+        process = nursery.start(
+            [*words, "--config", fabric.configure()],
+            cwd=fabric.folder,
+            env=fabric.environment,
+            stdout=file,
+            stderr=file,
+        )
+    return Begun(process, said)
+
+
+def answered(command: Begun, expect: int) -> str:
     """All that a command said, once it has ended with this exit code."""
-    out, told = command.communicate(timeout=120)
-    assert command.returncode == expect, out + told
-    return out + told
+    code = command.process.wait(timeout=120)
+    said = command.said.read_text()
+    assert code == expect, said
+    return said
 
 
 def stop(daemon: RunningDaemon) -> None:
@@ -196,9 +207,8 @@ def test_interrupted_command_leaves_nothing(published: Fabric) -> None:
         stop(daemon)
         command = begin(published, "rollback", "wf/a")
         wait_for(lambda: requests(published), message="nothing was asked")
-        command.send_signal(signal.SIGINT)
-        command.communicate(timeout=60)
-        assert command.returncode != 0
+        command.process.send_signal(signal.SIGINT)
+        assert command.process.wait(timeout=60) != 0
         assert list((published.root / "requests").iterdir()) == []
         daemon.process.send_signal(signal.SIGCONT)
     assert published.entry("wf/a")["pinned"] is False

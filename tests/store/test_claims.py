@@ -114,7 +114,7 @@ def test_claim_waits_for_the_action_that_is_under_way() -> None:
 
     def remove() -> bool:
         begun.set()
-        assert go.wait(30)
+        assert go.wait(60)
         store.discard("d1")
         return True
 
@@ -124,12 +124,12 @@ def test_claim_waits_for_the_action_that_is_under_way() -> None:
 
     collector = threading.Thread(target=claims.unless_claimed, args=("d1", remove))
     collector.start()
-    assert begun.wait(30)
+    assert begun.wait(60)
     asker = threading.Thread(target=step)
     asker.start()
     asker.join(0.1)
     assert seen == []
     go.set()
     for thread in (collector, asker):
-        thread.join(30)
+        thread.join(60)
     assert seen == [False]

@@ -286,7 +286,7 @@ def test_a_claim_waits_while_a_closure_is_renamed(world: World) -> None:
             super().rename(source, target)
 
     done = world.collect(Slow())
-    step.join(timeout=30)
+    step.join(timeout=60)
     assert entered.is_set()
     assert (done.removed, found) == ([A, B], [False])
 

@@ -50,7 +50,7 @@ class Watched:
         if operation == "write" and not getattr(self.met, "done", False):
             # Those who come while others are there already: all but the first are no longer alone.
             self.met.done = True
-            self.meeting.wait(30)
+            self.meeting.wait(60)
         with self.lock:
             if operation == "flush":
                 self.flushes += 1
@@ -121,7 +121,7 @@ def test_flush_that_began_earlier_is_not_enough(root: Root, others: int) -> None
         count += 1
         if count == 1:
             begun.set()
-            assert go_on.wait(30)
+            assert go_on.wait(60)
 
     together = Together(Files(step), root.staging)
 
@@ -136,13 +136,13 @@ def test_flush_that_began_earlier_is_not_enough(root: Root, others: int) -> None
     threads = [threading.Thread(target=write) for _ in range(others)]
     first = threading.Thread(target=write)
     first.start()
-    assert begun.wait(30)
+    assert begun.wait(60)
     for thread in threads:
         thread.start()
     wait_for(lambda: len(present) == 1 + others, message="not all have come")
     go_on.set()
     for thread in (first, *threads):
-        thread.join(30)
+        thread.join(60)
     assert 2 <= count <= 1 + others
 
 

@@ -597,7 +597,7 @@ def test_readers_of_one_file_wait_for_each_other(
         read.append(name)
         if len(read) == 1:
             entered.set()
-            assert go_on.wait(30)
+            assert go_on.wait(60)
             if fails:
                 raise OSError(errno.EIO, "Input/output error", name)
         return real(name, key, stop)
@@ -611,11 +611,11 @@ def test_readers_of_one_file_wait_for_each_other(
 
     threads = [threading.Thread(target=ask) for _ in range(2)]
     threads[0].start()
-    assert entered.wait(30)
+    assert entered.wait(60)
     threads[1].start()
     go_on.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert len(read) == reads
     assert sum(isinstance(one, str) for one in results) == 3 - reads
 

@@ -13,11 +13,12 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import uv
 from prometheus_client.parser import text_string_to_metric_families
 
+from support import nursery
 from support.simple_index import SimpleIndex
 from support.spec_repo import SpecRepo
 from support.waiting import wait_for
@@ -72,14 +73,8 @@ class Fabric:
         self, *arguments: str | Path, env: Mapping[str, str] | None = None, timeout: float = 120
     ) -> subprocess.CompletedProcess[str]:
         """Runs `envfabric` to its end."""
-        return subprocess.run(
-            [sys.executable, "-m", "envfabric", *map(str, arguments)],
-            cwd=self.folder,
-            env=self.environment | dict(env or {}),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
+        return nursery.run(
+            arguments, cwd=self.folder, env=self.environment | dict(env or {}), timeout=timeout
         )
 
     def init(self) -> None:
@@ -129,15 +124,17 @@ class Fabric:
         """The daemon as a process of its own, ended by SIGTERM with exit code 0."""
         if not self.root.exists():
             self.init()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "envfabric", "run", "--config", str(self.configure()), *flags],
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        daemon = RunningDaemon(self, process)
+        hears, tells = os.pipe()
+        try:
+            process = nursery.start(
+                ["run", "--config", self.configure(), *flags],
+                cwd=self.folder,
+                env=self.environment,
+                stderr=tells,
+            )
+        finally:
+            os.close(tells)
+        daemon = RunningDaemon(self, process, os.fdopen(hears, encoding="utf-8"))
         try:
             daemon.url = wait_for(
                 daemon.find_url, timeout=90, message="the daemon did not say where it serves"
@@ -150,26 +147,26 @@ class Fabric:
                 process.wait(timeout=60)
             process.kill()
             process.wait()
-            daemon.reader.join(timeout=30)
+            daemon.reader.join(timeout=60)
         assert daemon.killed or process.returncode == 0, "".join(daemon.lines[-20:])
 
 
 class RunningDaemon:
     """A daemon process and what it says."""
 
-    def __init__(self, fabric: Fabric, process: subprocess.Popen[str]) -> None:
+    def __init__(self, fabric: Fabric, process: nursery.Process, told: IO[str]) -> None:
         self.fabric = fabric
         self.process = process
         self.url = ""
         self.lines: list[str] = []
         self.killed = False
+        self._told = told
         self.reader = threading.Thread(target=self._read)
         self.reader.start()
 
     def _read(self) -> None:
-        assert self.process.stderr is not None
-        self.lines.extend(iter(self.process.stderr.readline, ""))
-        self.process.stderr.close()
+        with self._told:
+            self.lines.extend(iter(self._told.readline, ""))
 
     def find_url(self) -> str | None:
         assert self.process.poll() is None, "".join(self.lines)
@@ -189,7 +186,7 @@ class RunningDaemon:
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of a GET."""
         try:
-            with urllib.request.urlopen(self.url + path, timeout=10) as answer:
+            with urllib.request.urlopen(self.url + path, timeout=60) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
