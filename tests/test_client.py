@@ -19,6 +19,12 @@ PATCH = f"3.{sys.version_info[1]}.99"
 """A Python that differs from this one in nothing that Ray minds."""
 
 
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests of this process may have imported ray, whose version would be taken for the cluster's."""
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+
+
 @pytest.fixture
 def served(fabric: Fabric) -> Fabric:
     """One environment that is ready, one that failed, one for Ray whose ray is a stand-in wheel."""

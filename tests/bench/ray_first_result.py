@@ -49,6 +49,8 @@ from rich.table import Table
 # Of Ray's, before it is imported.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Below `uv run` Ray would have each worker started by uv.
+os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 
 import ray
 

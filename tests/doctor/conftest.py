@@ -68,6 +68,13 @@ class Nas:
         return {one.check: one for one in found}
 
 
+def spoil_library(nas: Nas, name: str) -> None:
+    """Puts what no process can load where ray has its library."""
+    path = nas.root.closure(name) / ".venv/lib/python3.11/site-packages/ray/_raylet.so"
+    path.parent.mkdir(parents=True)
+    path.write_text("no library")
+
+
 @pytest.fixture
 def nas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nas:
     for name in [one for one in os.environ if one.startswith(("ENVFABRIC_", "RAY_"))]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import envfabric
-from doctor.conftest import PLAIN, PYTHON, WITH_RAY, Nas
+from doctor.conftest import PLAIN, PYTHON, WITH_RAY, Nas, spoil_library
 from envfabric.client import doctor
 from support.without_rights import obey_modes
 
@@ -61,8 +61,9 @@ def test_base_distribution_is_enough(nas: Nas, tmp_path: Path) -> None:
     assert run(nas, python=bare / "bin/python").returncode == 0
     done = run(nas, "--ray", python=bare / "bin/python")
     assert done.returncode == 1
-    (line,) = [one for one in done.stdout.splitlines() if one.startswith("problem ")]
-    assert "ray can't be imported" in line
+    # Raylets of others on this machine may be problems, too.
+    problems = [one for one in done.stdout.splitlines() if one.startswith("problem ")]
+    (line,) = [one for one in problems if "ray can't be imported" in one]
     assert "No module named 'ray'" in line
 
 
@@ -159,6 +160,13 @@ def test_what_is_broken_is_a_problem_that_says_what_to_do(
     assert found[check].level == "problem"
     for word in words:
         assert word in f"{found[check].found} {found[check].do}"
+
+
+def test_no_code_of_a_package_is_loaded(nas: Nas) -> None:
+    """A library at ray's place is any package's: it would end the look, and is not touched."""
+    for name in (PLAIN, WITH_RAY):
+        spoil_library(nas, name)
+    assert nas.look()["interpreters"].level == "ok"
 
 
 def test_patch_version_is_a_warning(nas: Nas) -> None:

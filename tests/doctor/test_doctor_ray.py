@@ -4,6 +4,7 @@ Where only what a child can import matters, the child finds a `ray` of three lin
 """
 
 import json
+import os
 import platform
 import re
 import shutil
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import ray
 
-from doctor.conftest import PYTHON, Nas
+from doctor.conftest import PLAIN, PYTHON, WITH_RAY, Nas, spoil_library
 from envfabric.client import doctor_ray
 from envfabric.client.doctor_ray import DRIVER, HOOK, PLUGIN, PLUGINS
 from envfabric.client.findings import Finding
@@ -50,13 +51,15 @@ def test_node_that_is_right(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(HOOK, DRIVER)
     index = nas.publish()
     index["environments"]["wf/ray"]["ray_version"] = ray.__version__
-    found = findings(index | {"ray": {"version": ray.__version__, "python": PYTHON}})
+    found = findings(index)
     found.pop("raylet", None)
     assert {check: [one.level for one in of] for check, of in found.items()} == {
         "ray": ["ok"],
         "plugin": ["ok"],
         "driver hook": ["ok"],
         "environments": ["ok"],
+        # The files are this user's own.
+        "library": ["warning"],
     }
     assert ray.__version__ in found["ray"][0].found
     assert sys.executable in found["ray"][0].found
@@ -128,16 +131,15 @@ def test_python_without_ray(small: Path) -> None:
     assert "Python that runs `ray start`" in (found.do or "")
 
 
-def test_cluster_of_the_settings_and_of_the_index(small: Path, nas: Nas) -> None:
+def test_cluster_of_the_settings(small: Path, nas: Nas) -> None:
     """Another Ray or minor of Python is a problem, another patch version a warning; each with where it is said."""
     settings = nas.path.parent / "cluster.toml"
     minor = ".".join(platform.python_version_tuple()[:2])
     settings.write_text(f'[ray]\nversion = "2.61.0"\npython = "{minor}.99"\n')
-    found = findings(nas.publish() | {"ray": {"version": "2.60.0", "python": "3.7.1"}}, settings)["versions"]
+    found = findings(nas.publish(), settings)["versions"]
     assert [(one.level, one.found) for one in found] == [
         ("problem", f"this node has ray 2.60.0, and [ray] of {settings} says 2.61.0"),
         ("warning", f"this node has Python {PYTHON}, and [ray] of {settings} says {minor}.99"),
-        ("problem", f"this node has Python {PYTHON}, and [ray] of index.json says 3.7.1"),
     ]
 
 
@@ -154,6 +156,24 @@ def test_environments_that_do_not_fit_this_node(small: Path, nas: Nas) -> None:
     entries["wf/ray"]["ray_version"] = entries["wf/old"]["ray_version"] = None
     (none,) = findings(index)["environments"]
     assert (none.level, none.found) == ("warning", "none that is served has ray")
+
+
+def test_ray_of_an_environment_is_loaded_only_by_a_user_who_owns_nothing(
+    small: Path, nas: Nas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package's code runs with the rights of whoever loads it; and what only lies at ray's place is none."""
+    for name in (PLAIN, WITH_RAY):
+        spoil_library(nas, name)
+    index = nas.publish()
+    for who, words in ((os.stat(nas.path).st_uid, "this user owns"), (0, "this user owns|this is root")):
+        monkeypatch.setattr(os, "geteuid", lambda who=who: who)
+        (left_out,) = findings(index)["library"]
+        assert left_out.level == "warning"
+        assert re.search(f"was not loaded: {words}", left_out.found)
+    monkeypatch.setattr(os, "geteuid", lambda: 64_242)
+    (loaded,) = findings(index)["library"]
+    assert (loaded.level, "wf/ray (ray 2.60.0)" in loaded.found) == ("problem", True)
+    assert "can't load its ray" in loaded.found
 
 
 @pytest.fixture
@@ -180,3 +200,24 @@ def test_raylet_that_was_started_without_the_plugin(
     named = re.findall(r"\d+", found.found)
     assert str(raylet[0].pid) in named
     assert str(raylet[1].pid) not in named
+
+
+def test_raylets_that_this_user_may_not_look_at_are_counted(
+    small: Path, raylet: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is said of the plugin then, and a warning says as whom to ask. The refusal is made: root has none."""
+    raylet.append(subprocess.Popen(["/opt/raylet", "1000"], executable="/bin/sleep", env={}))
+    closed = Path(f"/proc/{raylet[0].pid}/environ")
+    read = Path.read_bytes
+
+    def refused(path: Path) -> bytes:
+        if path == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    found = findings()["raylet"]
+    (hidden,) = [one for one in found if "can't be looked at" in one.found]
+    assert hidden.level == "warning"
+    assert "as that user" in (hidden.do or "")
+    assert not any(str(raylet[0].pid) in one.found for one in found if one.level == "problem")

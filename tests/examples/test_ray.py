@@ -66,6 +66,8 @@ def ray_environment(demo: Demo, tmp_path: Path) -> Iterator[dict[str, str]]:
             "ENVFABRIC_ROOT": str(demo.nas),
             "RAY_TMPDIR": short,
             "RAY_USAGE_STATS_ENABLED": "0",
+            # Below `uv run` Ray would have each worker started by uv.
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         }
 
 

@@ -17,7 +17,10 @@ from support.namespace import descendants
 from support.waiting import wait_for
 
 STORE = 80_000_000
-VARIABLES = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+VARIABLES = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 """What a driver on this machine needs, too."""
 _RAY = "from ray.scripts.scripts import main; main()"
 

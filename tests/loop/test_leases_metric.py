@@ -1,7 +1,9 @@
 """The metric of leases follows them, whether anything is collected or not."""
 
+import contextlib
 import os
 import queue
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -52,3 +54,33 @@ def test_leases_are_counted_between_collections(root: Root, turn: Turn) -> None:
     wait_for(lambda: turn.shows(2), timeout=60, message="one that has run out is counted")
     root.leases.rename(root.path / "away")
     assert all(turn.shows(2) for _ in range(20))
+
+
+def test_leases_that_do_not_answer_hold_no_end_up(root: Root, turn: Turn) -> None:
+    """At most one waits for them, and a turn comes to its end meanwhile; what it finds later is no figure."""
+    before = set(threading.enumerate())
+    marker = root.marker.read_bytes()
+    root.marker.unlink()
+    # Whoever reads it waits until somebody writes.
+    os.mkfifo(root.marker)
+    assert turn.shows(0)
+    writer: list[int] = []
+
+    def reads() -> bool:
+        # Refused until somebody has it open for reading.
+        with contextlib.suppress(OSError):
+            writer.append(os.open(root.marker, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(writer)
+
+    wait_for(reads, timeout=60, message="nobody counts")
+    assert turn.shows(0)
+    (waits,) = [one for one in set(threading.enumerate()) - before if one.name == "leases"]
+    (root.leases / ("a" * 64)).mkdir()
+    (root.leases / ("a" * 64) / "node.1.a").write_text("{}")
+    turn.collecting.close()
+    assert waits.is_alive()
+    os.write(writer[0], marker)
+    os.close(writer[0])
+    waits.join(60)
+    assert not waits.is_alive()
+    assert turn.metrics.registry.get_sample_value("envfabric_leases") == 0

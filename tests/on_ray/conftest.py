@@ -99,6 +99,8 @@ def seen(ray_fabric: Fabric) -> dict[str, Any]:
         "LC_ALL": "C.UTF-8",
         "ENVFABRIC_ROOT": str(ray_fabric.root),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Below `uv run` Ray would have each worker started by uv.
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_RUNTIME_ENV_PLUGINS": json.dumps(PLUGIN),
         # No workers that nothing here runs in.
         "RAY_prestart_worker_first_driver": "0",

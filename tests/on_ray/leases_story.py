@@ -22,8 +22,8 @@ import envfabric
 ROOT = Path(os.environ["ENVFABRIC_ROOT"])
 LIMIT = 120.0
 STORE = 80_000_000
-TTL = 30.0
-"""Long enough for a collection to begin and end before it is over, also on a machine that does much else."""
+TTL = 600.0
+"""Longer than all of this takes on the slowest machine: no test's outcome hangs on how soon something is done."""
 
 
 class Actor:
@@ -123,8 +123,10 @@ def run(cluster: Cluster, second: Any, config: str, specs: Path) -> dict[str, An
     renewed = leases(names["dies"])[holder]
     told["died"] = collect(config) | {"ends": renewed + TTL}
     assert leases(names["dies"]) == {holder: renewed}, "somebody renews the lease of a node that is gone"
-    until(lambda: server_now() > renewed + TTL)
-    told["over"] = collect(config)
+    # As if nobody had renewed it for that long, which by the mtime is so.
+    lease = ROOT / "leases" / names["dies"] / holder
+    os.utime(lease, (renewed - TTL, renewed - TTL))
+    told["over"] = collect(config) | {"ends": renewed}
     told["left"] = {one: os.path.lexists(ROOT / "leases" / names[one]) for one in ("ends", "dies")}
     return told
 

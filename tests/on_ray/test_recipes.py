@@ -45,6 +45,8 @@ def told(
         "HOME": str(home),
         "LC_ALL": "C.UTF-8",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Below `uv run` Ray would have each worker started by uv.
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     }
     # The sockets' paths have to stay below 108 bytes.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as short:

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 import envfabric
+from envfabric.cli.using import in_use
 from envfabric.store.files import Files
+from envfabric.store.prepare import init_root
 from support.fabric import Fabric
 from support.simple_index import SimpleIndex
 from support.spec_repo import SpecRepo
@@ -157,6 +159,9 @@ def test_what_only_this_machines_clock_says_to_be_over_is_told_as_that(used: dic
         (found,) = asked(used["fabric"], "wf/idle")["closures"]
         assert found["leases"][0]["in_force"] is None
         assert "over by this machine's clock" in status(used["fabric"], "wf/idle")
+        lines = status(used["fabric"]).splitlines()
+        (row,) = [line for line in lines if line.startswith("wf/idle ")]
+        assert row[lines[0].index("USERS") :].split()[0] == "-", "one that may be over is counted"
         os.utime(path, (newest - 61, newest - 61))
         assert asked(used["fabric"], "wf/idle")["closures"] == []
     finally:
@@ -190,3 +195,15 @@ def test_of_many_users_the_first_are_shown(used: dict[str, Any]) -> None:
     finally:
         for path in folder.glob("*.many"):
             path.unlink()
+
+
+def test_leases_that_do_not_answer_are_told_as_that(tmp_path: Path) -> None:
+    """The reader of `status` has the rest of it."""
+    root = init_root(tmp_path / "nas", Files())
+    marker = root.marker.read_bytes()
+    root.marker.unlink()
+    # Whoever reads it waits until somebody writes.
+    os.mkfifo(root.marker)
+    told = in_use({"environments": {}}, root, timeout=0.1)
+    assert told == {"error": "no answer within 0.1 s", "closures": []}
+    root.marker.write_bytes(marker)

@@ -395,3 +395,19 @@ def test_any_fault_while_the_folder_is_set_leaves_a_place_that_works(root: Root,
         leases.use(other)
         assert leases.place() == other
         leases.use(None)
+
+
+def test_what_a_killed_doctor_left_goes_after_a_day(root: Root, leases: Leases, tmp_path: Path) -> None:
+    """Whole; a younger one, leases and what a link leads to stay."""
+    old, young, link = (root.leases / f".doctor.{number}.a" for number in range(3))
+    for folder in (old, young, tmp_path / "elsewhere"):
+        folder.mkdir()
+        (folder / "probe").write_text(".")
+        (folder / "probe").touch()
+    link.symlink_to(tmp_path / "elsewhere")
+    for folder in (old, tmp_path / "elsewhere"):
+        os.utime(folder, (NOW - 86_401, NOW - 86_401))
+    os.utime(young, (NOW - 86_000, NOW - 86_000))
+    leases.sweep(NOW)
+    assert sorted(os.listdir(root.leases)) == [young.name, link.name]
+    assert (tmp_path / "elsewhere/probe").exists()

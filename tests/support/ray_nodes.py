@@ -117,6 +117,8 @@ def _start(name: str, python: Path, place: Path, address: str, cpus: int) -> sub
     env |= {
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Below `uv run` Ray would have each worker started by uv.
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_RUNTIME_ENV_PLUGINS": json.dumps(PLUGIN),
     }
     of_head = ("--head", "--port=0", "--include-dashboard=false", "--disable-usage-stats")

@@ -16,6 +16,11 @@ path.chmod(0o644)
 with path.open("a") as file:
     file.write("CHANGED = 1\\n")
 """
+CACHES = """
+import os
+with open(os.path.join(os.path.dirname(__file__), "cache"), "w") as file:
+    file.write("a table")
+"""
 
 
 @pytest.fixture(scope="session")
@@ -33,8 +38,10 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleIndex]:
             "crashing": "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n",
             "exiting": "raise SystemExit(3)\n",
             "hanging": "import pathlib, os, time\nif os.environ.get('MARKS'): "
-            "pathlib.Path(os.environ['MARKS'], 'hangs').write_text('x')\ntime.sleep(1000)\n",
+            "pathlib.Path(os.environ['MARKS'], 'hangs').write_text(os.getcwd())\ntime.sleep(1000)\n",
             "writing": WRITES,
+            "caching": CACHES,
+            "starved": "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n",
             "threading-on": "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,)).start()\n",
         }.items():
             module = name.replace("-", "_")

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -70,8 +71,11 @@ def refusal(call: Callable[[], object], reason: Reason, *words: str) -> None:
         (spec(requires=">=3.10"), "3.11.7"),
         (spec(requires="<3.11.5"), "3.11.2"),
         (spec('python = "3.11.2"'), "3.11.2"),
-        (spec(version_file="3.11"), "3.11.9"),
-        (spec('python = ">=3.10,<3.12"'), "3.11.9"),
+        (spec(version_file="3.11"), "3.11.7"),
+        (spec('python = ">=3.10,<3.12"'), "3.11.7"),
+        (spec('python = ">=3.10"'), "3.11.7"),
+        (spec('python = ">=3.10,!=3.11.7"'), "3.11.9"),
+        (spec('python = ">=3.10"', requires="<3.11.5"), "3.11.2"),
         (spec(ray=False), "3.12.1"),
         (spec('python = "3.12"', ray=False), "3.12.1"),
     ],
@@ -87,7 +91,9 @@ def test_the_clusters_python_is_the_default_for_ray(open_with: Open, asked: Spec
 
 def test_another_patch_does_where_the_clusters_is_not_here(open_with: Open) -> None:
     """Without the cluster's own Python another of its minor is taken; without any, the error says so."""
-    assert choose(spec(), open_with("3.11.2", "3.12.1"), CLUSTER).version == "3.11.2"
+    here = open_with("3.11.2", "3.12.1")
+    for asked in (spec(), spec('python = ">=3.10"'), spec(version_file="3.11")):
+        assert choose(asked, here, CLUSTER).version == "3.11.2"
     none = Cluster("2.60.0", "3.13.1")
     refusal(
         lambda: choose(spec(), open_with("3.11.2", "3.12.1"), none),
@@ -144,6 +150,20 @@ def test_another_ray_is_refused_with_the_line_to_write(
 ) -> None:
     """The message has the place of the requirement, both versions, and the requirement to write, with its extras."""
     refusal(lambda: check_ray(asked, found, CLUSTER), Reason.VALIDATION, *words)
+
+
+def test_only_a_requirement_is_named() -> None:
+    """The place is that of the requirement or of its list, whatever else is spelt like it; blanks cost nothing."""
+    for text, line in {
+        'keywords = ["ray"]\ndependencies = [\n  "alpha",\n  "ray",\n]': 6,
+        'dependencies = ["alpha"]\nkeywords = ["ray"]': 3,
+        'dependencies = [\n  "r\\u0061y",\n]\nkeywords = ["ray"]': 3,
+    }.items():
+        raw = f'[project]\nname = "a"\n{text}\nversion = "1"\n[tool.envfabric]\nray = true\n# "'.encode()
+        raw += b" " * (256 * 1024 - len(raw))
+        asked = read_spec("wf/a", "0" * 40, {"pyproject.toml": raw}, Policy())
+        call = partial(check_ray, asked, "2.50.0", CLUSTER)
+        refusal(call, Reason.VALIDATION, f"pyproject.toml:{line}: ")
 
 
 def test_equal_versions_and_who_is_not_for_ray_pass() -> None:
@@ -218,6 +238,7 @@ def test_a_spec_that_does_not_choose_follows_the_clusters_python(trusting: Fabri
     ("text", "words"),
     [
         ('[ray]\npython = "3.11"\n', "ray.python"),
+        ('[ray]\nversion = "2.60.0-what?"\n', "must be a version in full"),
         ('[policy]\nvalidation = ["all"]\n', "policy.validation"),
         ('[policy]\nvalidate = ["full"]\n', "did you mean 'validation'?"),
     ],

@@ -1,5 +1,6 @@
 """A validation belongs to a spec and its closure: it is run once for both, recorded, and part of no digest."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,46 @@ def test_passed_once_is_not_run_again(trusting: Fabric, marks: Path) -> None:
         assert entries["wf/d"]["error"]["retry_at"] is None
         trusting.command("retry", "wf/d", "--config", trusting.configure())
         wait_for(lambda: runs(marks) == 4, message="it is not run again")
+
+
+def test_one_that_hangs_is_in_the_way_of_no_other(trusting: Fabric, marks: Path) -> None:
+    """Of two specs with one closure the one is ready while the other's validation hangs."""
+    trusting.repo.spec("wf/first", ["alpha"])
+    trusting.repo.commit()
+    with trusting.daemon() as daemon:
+        daemon.wait_for_index(trusting.repo.head)
+        trusting.repo.spec("wf/hangs", ["hanging"], table=table("full", MARKS=str(marks)))
+        trusting.repo.commit()
+        wait_for((marks / "hangs").exists, message="it does not begin")
+        trusting.repo.spec("wf/other", ["hanging"], table=table("full", 'imports = ["json"]'))
+        trusting.repo.spec("wf/minimal", ["hanging"])
+        trusting.repo.commit()
+
+        def ready() -> bool:
+            entries = trusting.index()["environments"]
+            return all(entries.get(one, {}).get("state") == "ready" for one in ("wf/other", "wf/minimal"))
+
+        wait_for(ready, message="one waits for it")
+        assert trusting.entry("wf/hangs")["state"] == "building"
+        # One for both packages.
+        assert daemon.metric("envfabric_builds_total") == 2
+
+
+def test_a_build_that_fails_is_one_for_all_validations(trusting: Fabric) -> None:
+    """Six specs with six validations of a closure that can't be built make one build of it, and all six are told."""
+    own = [table("full", f'imports = ["json", "m{number}"]') for number in range(6)]
+    index = trusting.packages.url
+    folder = trusting.repo.spec("wf/n0", ["alpha"], name="same", table=own[0], index=index).parent
+    trusting.lock(folder)
+    lock = re.sub(rb"sha256:[0-9a-f]{64}", b"sha256:" + b"0" * 64, (folder / "uv.lock").read_bytes())
+    for number, one in enumerate(own):
+        trusting.repo.spec(f"wf/n{number}", ["alpha"], name="same", table=one, index=index, lock=lock)
+    trusting.repo.commit()
+    with trusting.daemon() as daemon:
+        entries = daemon.wait_for_index(trusting.repo.head)["environments"]
+        told = [entry["error"] for entry in entries.values()]
+        assert {one["reason"] for one in told} == {"build-failed"}, told
+        assert daemon.metric("envfabric_builds_total") == 1
 
 
 def test_refresh_to_what_fails_keeps_what_is_served(trusting: Fabric, own_packages: SimpleIndex) -> None:

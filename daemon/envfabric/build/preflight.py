@@ -5,20 +5,19 @@ says so and runs. What is wrong is found before anything is built, and told with
 runs nothing; interpreters are chosen by way of `Interpreters`.
 """
 
-import re
+import json
 from dataclasses import dataclass, replace
 
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from envfabric.build.interpreters import Interpreter, Interpreters
 from envfabric.core.errors import Reason, SpecError
 from envfabric.core.ids import shown
-from envfabric.specs.spec import Spec
+from envfabric.specs.spec import PythonRequest, Spec
 from envfabric.specs.toml import line_of
-
-_RAY = re.compile(rb"""(?i)["'][ \t]*ray[ \t]*(\[[^\]"'\n]{0,200}\])?[ \t]*(?=[<>=!~;@"'(])""")
-"""A requirement of ray in pyproject.toml, and its extras."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class Cluster:
 
 
 def choose(spec: Spec, interpreters: Interpreters, cluster: Cluster) -> Interpreter:
-    """The interpreter for a spec: where it requires Ray and doesn't choose, the cluster's own, else one of its minor.
+    """The interpreter for a spec: where it requires Ray the cluster's own, else one of its minor, if its wish allows.
 
     Raises `SpecError`: validation for one that does not go with the cluster, unresolvable where none fits.
     """
@@ -40,23 +39,35 @@ def choose(spec: Spec, interpreters: Interpreters, cluster: Cluster) -> Interpre
     if not spec.ray or cluster.python is None:
         return interpreters.choose(asked)
     missing: SpecError | None = None
-    if asked.text is None:
-        for wish in (cluster.python, minor(cluster.python)):
-            if wish == cluster.python and not SpecifierSet(asked.requires).contains(wish):
-                continue
-            try:
-                return interpreters.choose(replace(asked, text=wish, origin="[ray] python in the settings"))
-            except SpecError as error:
-                missing = error
+    for wish in _wishes(asked, cluster.python):
+        try:
+            return interpreters.choose(replace(asked, text=wish, origin="[ray] python in the settings"))
+        except SpecError as error:
+            missing = error
     try:
         found = interpreters.choose(asked)
     except SpecError as error:
         raise missing or error from None
-    if missing is not None and _admits(asked.requires, cluster.python):
+    other = not fits_python(spec, found.version, cluster)
+    if missing is not None and other and _admits(asked.requires, cluster.python):
         # The spec can't help it that the cluster's is not installed.
         raise missing
     check_python(spec, found.version, cluster)
     return found
+
+
+def _wishes(asked: PythonRequest, python: str) -> list[str]:
+    """What to ask for first: the cluster's own version, then its minor, as far as the spec's wish lets them pass."""
+    text = asked.text
+    if text is not None and text[0].isdecimal():
+        # A minor, or a version in full.
+        own = python == text or python.startswith(f"{text}.")
+        return [python] if own and SpecifierSet(asked.requires).contains(python) else []
+    both = ",".join(filter(None, (text, asked.requires)))
+    wishes = [python] if SpecifierSet(both).contains(python) else []
+    if text is None:
+        return [*wishes, minor(python)]
+    return [*wishes, f"{text},=={minor(python)}.*"] if _admits(both, python) else wishes
 
 
 def fits_python(spec: Spec, version: str, cluster: Cluster) -> bool:
@@ -92,26 +103,51 @@ def check_ray(spec: Spec, found: str | None, cluster: Cluster) -> None:
     if not spec.ray:
         return
     wanted = cluster.ray
-    named = _RAY.search(spec.pyproject)
-    extras = (named[1] or b"").decode("utf-8", "replace") if named else ""
+    if found is not None and (wanted is None or Version(found) == Version(wanted)):
+        return
+    # Only now: most specs are right.
+    place, extras = _required(spec)
     line = f'"ray{extras}=={wanted}"' if wanted else f'"ray{extras}==<the cluster\'s version>"'
-    if named is not None:
-        place = _place(spec, spec.pyproject.count(b"\n", 0, named.start()) + 1)
-    else:
-        place = _place(spec, line_of(spec.pyproject, "project.dependencies"))
     if found is None:
         raise SpecError(
             Reason.VALIDATION,
             f"{place}: this spec is for Ray but its environment has no ray: a task in it would hang for ever. Add "
             f"{line} to project.dependencies, or set ray = false in [tool.envfabric].",
         )
-    if wanted and Version(found) != Version(wanted):
-        lock = f", and lock anew (envfabric lock {spec.id})" if spec.lock is not None else ""
-        raise SpecError(
-            Reason.VALIDATION,
-            f"{place}: the environment has ray {found} but the cluster runs {wanted}, and Ray connects no two "
-            f"versions of itself. Write {line} in project.dependencies{lock}.",
-        )
+    lock = f", and lock anew (envfabric lock {spec.id})" if spec.lock is not None else ""
+    raise SpecError(
+        Reason.VALIDATION,
+        f"{place}: the environment has ray {shown(found, 60)} but the cluster runs {wanted}, and Ray connects no two "
+        f"versions of itself. Write {line} in project.dependencies{lock}.",
+    )
+
+
+def _required(spec: Spec) -> tuple[str, str]:
+    """Where a spec requires ray, or would, and the extras that it asks for there, as they are written."""
+    start = line_of(spec.pyproject, "project.dependencies")
+    for text in json.loads(spec.ask)["dependencies"]:
+        try:
+            one = Requirement(text)
+        except InvalidRequirement:
+            # What uv reads all the same is not asked.
+            continue
+        if canonicalize_name(one.name) == "ray":
+            extras = f"[{','.join(sorted(one.extras))}]" if one.extras else ""
+            return _place(spec, _line_from(spec, start, text)), shown(extras, 200)
+    return _place(spec, start), ""
+
+
+def _line_from(spec: Spec, start: int | None, text: str) -> int | None:
+    """The line with `text` in quotes, from the one on where its list begins; that one where it is written otherwise."""
+    lines = spec.pyproject.decode("utf-8", "replace").split("\n")
+    for number in range(start or 1, len(lines) + 1):
+        line = lines[number - 1]
+        if start is not None and number > start and (line[:1].isalnum() or line.startswith("[")):
+            # The next key or table: it is not in there any more.
+            break
+        if line.find(f'"{text}"') >= 0 or line.find(f"'{text}'") >= 0:
+            return number
+    return start
 
 
 def minor(version: str) -> str:

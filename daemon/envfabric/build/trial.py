@@ -42,6 +42,7 @@ for stream in (sys.stdout, sys.stderr):
 os._exit(code)
 """
 """Run by an environment's own interpreter: imports modules, and tells a file which, and how it ended."""
+_KILLED = 128 + signal.SIGKILL
 _TOLD = 64 * 1024
 """Bytes that are read of what an import told: a few lines."""
 
@@ -88,10 +89,12 @@ def last_import(told: Path) -> str:
 
 
 def judge_imports(told: Path, code: int, output: str) -> None:
-    """Raises `SpecError` (validation) where not every module was imported."""
+    """Raises `SpecError` where not every module was imported: validation, or internal where Python was killed."""
     lines = _lines(told)
     if code == 0 and lines[-1:] == ["."]:
         return
+    if code == _KILLED:
+        raise _killed(f"the import of {last_import(told) or 'its modules'}", output)
     why = next((line[2:] for line in lines if line.startswith("! ")), None)
     if module := last_import(told):
         what = f"the import of {module} " + (
@@ -108,7 +111,9 @@ def judge_imports(told: Path, code: int, output: str) -> None:
 
 
 def judge_command(command: Sequence[str], code: int, output: str) -> None:
-    """Raises `SpecError` (validation) for a command that failed."""
+    """Raises `SpecError` for a command that failed: validation, or internal where it was killed."""
+    if code == _KILLED:
+        raise _killed("the command of tool.envfabric", output)
     if code:
         told = shown(shlex.join(command), 200)
         raise SpecError(
@@ -118,14 +123,32 @@ def judge_command(command: Sequence[str], code: int, output: str) -> None:
         )
 
 
-def changed(paths: Sequence[str], output: str) -> SpecError:
-    """What is said of a validation that wrote into what is sealed."""
+def changed(paths: Sequence[str], output: str, *, sure: bool) -> SpecError:
+    """What is said of a validation after which what is sealed had changed; `sure`: nobody else can have done it."""
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    if not sure:
+        return SpecError(
+            Reason.STORE,
+            f"the sealed environment changed during the validation: {shown(', '.join(paths[:3]), 400)}{more}. Others "
+            "share these files, so it may have been another's validation. It counts as damaged now, is built again for "
+            "whoever needs it, and this spec is validated once more.",
+            output,
+        )
     return SpecError(
         Reason.VALIDATION,
         f"the validation changed the sealed environment: {shown(', '.join(paths[:3]), 400)}{more}. It counts as "
         "damaged now and is built again for whoever needs it. Imports and the command may write only to their HOME, "
         "TMPDIR and working folder.",
+        output,
+    )
+
+
+def _killed(what: str, output: str) -> SpecError:
+    """The daemon itself did not: a reason that passes, for the host may have room another time."""
+    return SpecError(
+        Reason.INTERNAL,
+        f"{what} was killed (SIGKILL), and not by the daemon: as a rule the host ran out of memory. It is tried again "
+        "by itself; have it need less, or give the daemon more (MemoryMax, fewer builders).",
         output,
     )
 

@@ -2,8 +2,8 @@
 
 It is run there, and not while the closure is built: specs with other validations share it, and neither a failure nor
 a change of the validation says anything of what was built. Packages' code runs here as the daemon's user, see
-docs/validation.md: it gets a time limit, a folder that is thrown away, no variable of the daemon's, and all that it
-starts is ended. Writes staging/ and state/validated/; what it finds changed in a closure it marks as damaged.
+docs/validation.md: it gets a time limit, a folder of this host that is thrown away, no variable of the daemon's, and
+all that it starts is ended. Writes staging/ and state/validated/; a closure that it finds changed it marks as damaged.
 """
 
 import contextlib
@@ -13,9 +13,10 @@ import select
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -28,6 +29,7 @@ from envfabric.core.errors import SpecError, redact
 from envfabric.store.closures import Closures, Staging
 from envfabric.store.files import Files
 from envfabric.store.root import Root, now
+from envfabric.store.sweep import TOUCHED
 from envfabric.telemetry import logs
 
 WARDEN = Path(__file__).with_name("warden.py")
@@ -54,6 +56,9 @@ class _Kept:
     output: IO[bytes]
 
     def give_up(self) -> None:
+        # One byte tells the keeper that it was us, and not our end. Any thread may have closed it a moment ago.
+        with contextlib.suppress(OSError, ValueError):
+            self.hold.write(b".")
         with contextlib.suppress(OSError):
             self.hold.close()
 
@@ -63,13 +68,22 @@ class _Bench:
     """Where one validation runs."""
 
     staging: Staging
+    folder: Path
+    """On this host, with a short name: sockets below TMPDIR have to fit into 107 bytes, and the NAS is spared."""
     venv: Path
     variables: Mapping[str, str]
     log: str = ""
 
 
+@dataclass(eq=False, slots=True)
+class _Alone:
+    """One validation under way, and whether another of the same closure was, at any time of it."""
+
+    others: bool = False
+
+
 class Trials:
-    """The validations on one ROOT. Safe for threads; one closure is validated by one thread at a time."""
+    """The validations on one ROOT. Safe for threads; each closure and trial is one thread's at a time."""
 
     def __init__(
         self,
@@ -85,7 +99,12 @@ class Trials:
         self._closures = closures
         self._observe = observe
         self._mend = mend
-        self._passed: set[tuple[str, str]] = set()
+        # When the record was last looked at.
+        self._passed: dict[tuple[str, str], float] = {}
+        # Those under way, by closure; each is true as long as it was alone there.
+        self._under_way: dict[str, list[_Alone]] = {}
+        # Those after which a closure had changed, once, with others who may have done it.
+        self._doubted: set[tuple[str, str]] = set()
         self._running: set[_Kept] = set()
         self._lock = threading.Lock()
         self._stopping = False
@@ -93,22 +112,34 @@ class Trials:
     def passed(self, digest: str, trial: Trial) -> bool:
         """Whether a closure's content has passed this validation. What has not is tried again each time."""
         known = (digest, trial.key)
-        if known not in self._passed:
-            if not self._record(digest, trial).exists():
-                return False
-            self._passed.add(known)
+        seen = self._passed.get(known)
+        if seen is not None and time.monotonic() - seen < TOUCHED:
+            return True
+        record = self._record(digest, trial)
+        try:
+            used = record.stat().st_mtime
+        except (FileNotFoundError, NotADirectoryError):
+            self._passed.pop(known, None)
+            return False
+        if abs(time.time() - used) > TOUCHED:
+            # A mark for the collector, and not content: where it can't be made, the record goes a little early.
+            with contextlib.suppress(OSError):
+                os.utime(record)
+        self._passed[known] = time.monotonic()
         return True
 
     def run(self, digest: str, name: str, trial: Trial) -> None:
         """Validates the closure `name`, and records that it passed.
 
-        Raises `SpecError` (validation, timeout), `Stopped`, `StoreError`, `OSError`.
+        Raises `SpecError` (validation, timeout; store where it may be innocent of a change, internal where it was
+        killed), `Stopped`, `StoreError`, `OSError`.
         """
-        began = time.monotonic()
+        began, known = time.monotonic(), (digest, trial.key)
         closure = self._root.closure(name)
         failure: SpecError | Stopped | None = None
-        with self._closures.staging() as staging:
-            bench = _Bench(staging, closure / ".venv", self._variables(closure / ".venv", staging, trial))
+        with self._closures.staging() as staging, _own_folder() as folder, self._among(name) as alone:
+            venv = closure / ".venv"
+            bench = _Bench(staging, folder, venv, _variables(venv, folder, trial))
             before = _stamps(closure)
             try:
                 self._try(bench, trial)
@@ -119,9 +150,12 @@ class Trials:
         seconds = time.monotonic() - began
         self._observe(seconds)
         if paths:
+            # One that is in doubt gets a second try, and no third: it would have the closure built again for ever.
+            sure = known in self._doubted or not (alone.others or _shared(closure, paths))
+            self._doubted.add(known)
             self._closures.mark_damaged(name, [f"{path}: changed while it was validated" for path in paths])
             self._mend(name)
-            raise changed(paths, bench.log)
+            raise changed(paths, bench.log, sure=sure)
         if failure is not None:
             raise failure
         self._note(digest, trial, bench.log, seconds)
@@ -134,8 +168,26 @@ class Trials:
             for kept in self._running:
                 kept.give_up()
 
+    @contextlib.contextmanager
+    def _among(self, name: str) -> Iterator["_Alone"]:
+        """Tells each of those on one closure at the same time of the others."""
+        one = _Alone()
+        with self._lock:
+            there = self._under_way.setdefault(name, [])
+            one.others = bool(there)
+            for other in there:
+                other.others = True
+            there.append(one)
+        try:
+            yield one
+        finally:
+            with self._lock:
+                there.remove(one)
+                if not there:
+                    del self._under_way[name]
+
     def _try(self, bench: _Bench, trial: Trial) -> None:
-        told = bench.staging.folder / "told"
+        told = bench.folder / "told"
         if modules := trial.imports or modules_of(bench.venv, trial.direct):
             python = str(bench.venv / "bin" / "python")
             code, output = self._run(
@@ -152,20 +204,6 @@ class Trials:
             bench.log += f"$ {json.dumps(trial.command)}\n{output}"
             judge_command(trial.command, code, bench.log)
 
-    def _variables(self, venv: Path, staging: Staging, trial: Trial) -> dict[str, str]:
-        for name in ("home", "tmp"):
-            self._files.make_folder(staging.folder / name)
-        return {
-            **dict(trial.variables),
-            "HOME": str(staging.folder / "home"),
-            "TMPDIR": str(staging.folder / "tmp"),
-            "PATH": f"{venv}/bin:{_PATH}",
-            "VIRTUAL_ENV": str(venv),
-            "LC_ALL": "C.UTF-8",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONNOUSERSITE": "1",
-        }
-
     def _run(self, bench: _Bench, command: Sequence[str], doing: Callable[[], str]) -> tuple[int, str]:
         """Exit code and output of a command, with all that it started ended.
 
@@ -173,7 +211,12 @@ class Trials:
         """
         scope = current()
         scope.check()
-        job = {"command": list(command), "cwd": str(bench.staging.project), "env": dict(bench.variables)}
+        job = {
+            "command": list(command),
+            "cwd": str(bench.folder / "work"),
+            "env": dict(bench.variables),
+            "folder": str(bench.folder),
+        }
         keeper = subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", str(WARDEN)],
             bufsize=0,
@@ -226,7 +269,34 @@ class Trials:
         }
         data = json.dumps({**content, "output": log[-_RECORDED:]}, indent=2).encode()
         self._files.write_atomic(path, data, via=self._root.staging)
-        self._passed.add((digest, trial.key))
+        self._passed[digest, trial.key] = time.monotonic()
+
+
+@contextlib.contextmanager
+def _own_folder() -> Iterator[Path]:
+    """A folder of this host with an empty home, tmp and work in it, removed at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="ef-"))
+    try:
+        for name in ("home", "tmp", "work"):
+            (folder / name).mkdir(0o700)
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            # Not shutil's: what was run may have left folders without the right to write.
+            Files().remove_tree(folder)
+
+
+def _variables(venv: Path, folder: Path, trial: Trial) -> dict[str, str]:
+    return {
+        **dict(trial.variables),
+        "HOME": str(folder / "home"),
+        "TMPDIR": str(folder / "tmp"),
+        "PATH": f"{venv}/bin:{_PATH}",
+        "VIRTUAL_ENV": str(venv),
+        "LC_ALL": "C.UTF-8",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONNOUSERSITE": "1",
+    }
 
 
 def _follow(kept: _Kept, deadline: float) -> str:
@@ -298,3 +368,13 @@ def _changed(before: Stamps, after: Stamps) -> list[str]:
     paths = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
     above = {os.path.dirname(path) for path in paths}
     return sorted(paths - {path for path in above if path in before and path in after})
+
+
+def _shared(closure: Path, paths: Sequence[str]) -> bool:
+    """Whether others have some of these files, too: uv's cache, and by it other closures."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            status = os.lstat(closure / path)
+            if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+                return True
+    return False

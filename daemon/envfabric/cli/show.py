@@ -117,7 +117,14 @@ def _table(index: Mapping[str, Any], used: Mapping[str, Any] | None) -> None:
     out = console()
     titles = ("ID", "STATE", "GEN", "PYTHON", "RAY", *(("USERS",) if used else ()), "ERROR")
     table = Table(*titles, box=None, pad_edge=False)
-    counts = {one["closure"]: len(one["leases"]) for one in used["closures"]} if used else {}
+    counts = (
+        {
+            one["closure"]: sum(lease["in_force"] is True for lease in one["leases"])
+            for one in used["closures"]
+        }
+        if used
+        else {}
+    )
     for spec_id, entry in index["environments"].items():
         error = entry["error"]
         colour = _COLOURS.get(entry["state"], "")

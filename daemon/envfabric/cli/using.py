@@ -10,10 +10,11 @@ import functools
 import os
 import pwd
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from envfabric.client.findings import DEFAULT_TIMEOUT, Finding, within
 from envfabric.core.errors import StoreError
 from envfabric.core.ids import is_id, shown
 from envfabric.store.files import Files
@@ -25,12 +26,38 @@ _WRITTEN = ("staging", "locks", "history", "state", "index.json")
 """Of the daemon alone: a consumer may give a lease whatever time it likes."""
 
 
-def in_use(index: Mapping[str, Any], root: Root) -> dict[str, Any]:
+def in_use(index: Mapping[str, Any], root: Root, timeout: float = DEFAULT_TIMEOUT) -> dict[str, Any]:
     """Every closure in the store that is leased now, whether a spec serves it or not.
 
     `closures` has for each its `closure`, the ids that it `serves`, and its `leases`. `error` is why it can't be
-    known, and None where it is.
+    known, and None where it is: also where that took longer than `timeout` seconds.
     """
+    return _in_time(timeout, lambda: _in_use(index, root))
+
+
+def in_use_of(
+    index: Mapping[str, Any], root: Root, spec_id: str, timeout: float = DEFAULT_TIMEOUT
+) -> dict[str, Any]:
+    """As `in_use`, for the closures of one spec: what it serves, and what its retained generations have.
+
+    Each has the numbers of its `generations` instead.
+    """
+    return _in_time(timeout, lambda: _in_use_of(index, root, spec_id))
+
+
+def _in_time(seconds: float, look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a look tells; a mount that hangs must not keep the rest of `status` from its reader."""
+    told: list[dict[str, Any]] = []
+
+    def run() -> list[Finding]:
+        told.append(look())
+        return []
+
+    wrong, _ = within(seconds, "users", run)
+    return {"error": wrong[0].found, "closures": []} if wrong else told[0]
+
+
+def _in_use(index: Mapping[str, Any], root: Root) -> dict[str, Any]:
     serves: dict[str, list[str]] = {}
     for spec_id, entry in index["environments"].items():
         serves.setdefault(entry["serving"], []).append(spec_id)
@@ -51,11 +78,7 @@ def in_use(index: Mapping[str, Any], root: Root) -> dict[str, Any]:
     return {"error": None, "closures": found}
 
 
-def in_use_of(index: Mapping[str, Any], root: Root, spec_id: str) -> dict[str, Any]:
-    """As `in_use`, for the closures of one spec: what it serves, and what its retained generations have.
-
-    Each has the numbers of its `generations` instead.
-    """
+def _in_use_of(index: Mapping[str, Any], root: Root, spec_id: str) -> dict[str, Any]:
     files = Files()
     leases, generations = Leases(root, files), Generations(root, files)
     entry = index["environments"][spec_id]

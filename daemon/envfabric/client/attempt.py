@@ -4,7 +4,6 @@ A thread that hangs in the NAS can't be ended, so it is left behind: it keeps no
 up, and what it makes after all have gone is given back. Knows nothing of Ray.
 """
 
-import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -51,6 +50,9 @@ class Attempt(Generic[T]):
 
     async def result(self) -> T:
         """What the work gave. Raises what it raised, and `TimeoutError` where its time is over."""
+        # Where this is awaited it is there; who only uses `within` need not wait for its import.
+        import asyncio
+
         left = max(self._until - time.monotonic(), _AT_LEAST)
         try:
             # Shielded: the next one may still wait for it.

@@ -44,7 +44,7 @@ def look(
         # What only this needs is not loaded elsewhere.
         from envfabric.client import doctor_ray
 
-        longest = max(timeout, doctor_ray.AT_LEAST) + timeout
+        longest = max(timeout, doctor_ray.AT_LEAST) + 3 * timeout
         findings += within(longest, "ray", lambda: doctor_ray.of_ray(index, config, timeout))[0]
     return findings
 
@@ -207,7 +207,8 @@ def _interpreters(index: Mapping[str, Any], timeout: float) -> list[Finding]:
         built = index["environments"][spec_id]["python_version"]
         try:
             fitting.refuse_absent(python)
-            version = fitting.starts(python, timeout)
+            # Without its packages' libraries: whoever runs this has asked for none of their code.
+            version = fitting.starts(python, timeout, libraries=False)
         except EnvfabricError as error:
             do = "Nodes need the daemon's interpreters at the same paths, for their processor and C library."
             findings.append(Finding("interpreters", "problem", f"{spec_id}: {error}", do))

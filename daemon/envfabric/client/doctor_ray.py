@@ -2,7 +2,8 @@
 
 Run by the Python that runs `ray start`. Nothing of Ray is imported here: that is done in a child, as the node's agent
 does it, so that what hangs or crashes there is a finding. Reads environments of Ray's processes on this machine, as
-far as this user may, and changes nothing.
+far as this user may, and changes nothing. Of the environments one library is loaded, ray's own, and never by the user
+whose files they are: whoever wrote a package could do anything as that one.
 """
 
 import json
@@ -10,13 +11,14 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from envfabric.client import fitting
 from envfabric.client.findings import Finding, some
-from envfabric.client.index import EnvironmentFailed
+from envfabric.client.index import EnvfabricError, EnvironmentFailed
 
 PLUGINS, HOOK = "RAY_RUNTIME_ENV_PLUGINS", "RAY_RUNTIME_ENV_HOOK"
 PLUGIN, DRIVER = "envfabric.client.plugin.EnvfabricPlugin", "envfabric.client.driver.hook"
@@ -57,6 +59,7 @@ def of_ray(index: Mapping[str, Any], config: str | os.PathLike[str] | None, time
     findings += _raylets()
     findings += _hook(hook, told)
     findings += _versions(index, config, version)
+    findings += _libraries(index, timeout)
     return findings
 
 
@@ -98,8 +101,11 @@ def _plugin(
 
 def _raylets() -> Iterator[Finding]:
     """Whether those that run on this machine were started with the plugin."""
-    seen, without = 0, []
+    seen, hidden, without = 0, 0, []
     for pid, variables in _running():
+        if variables is None:
+            hidden += 1
+            continue
         seen += 1
         classes, wrong = _classes(variables.get(PLUGINS))
         if wrong is not None or PLUGIN not in (classes or []):
@@ -114,18 +120,24 @@ def _raylets() -> Iterator[Finding]:
         )
     elif seen:
         yield Finding("raylet", "ok", f"{seen} on this machine, with the plugin")
+    if hidden:
+        told = f"{hidden} raylet{'' if hidden == 1 else 's'} can't be looked at"
+        yield Finding("raylet", "warning", told, "They are another user's: run this command as that user.")
 
 
-def _running() -> Iterator[tuple[int, dict[str, str]]]:
-    """The raylets on this machine and the variables that they were started with; those this user may look at."""
+def _running() -> Iterator[tuple[int, dict[str, str] | None]]:
+    """The raylets on this machine and the variables they were started with; None where this user may not look."""
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             program = (entry / "cmdline").read_bytes().split(b"\0")[0]
             if os.path.basename(program) != b"raylet":
                 continue
             content = (entry / "environ").read_bytes()
+        except PermissionError:
+            yield int(entry.name), None
+            continue
         except OSError:
-            # Ended meanwhile, or another user's.
+            # Ended meanwhile.
             continue
         pairs = (os.fsdecode(one).partition("=") for one in content.split(b"\0") if one)
         yield int(entry.name), {name: value for name, _, value in pairs}
@@ -147,21 +159,16 @@ def _hook(hook: str | None, told: Mapping[str, str | None]) -> Iterator[Finding]
 def _versions(
     index: Mapping[str, Any], config: str | os.PathLike[str] | None, version: str
 ) -> Iterator[Finding]:
-    """This node against what the settings and the index say of the cluster, and against each environment."""
+    """This node against what the settings say of the cluster, and against each environment."""
     python = platform.python_version()
     said = fitting.of_settings(config)
-    published = index.get("ray")
-    claims = [(said.ray, said.python, said.source)]
-    if isinstance(published, Mapping):
-        claims.append((published.get("version"), published.get("python"), "[ray] of index.json"))
-    for ray, wanted, source in claims:
-        for what, mine, theirs in (("ray", version, ray), ("Python", python, wanted)):
-            if theirs is not None and theirs != mine:
-                # Ray prints a mismatch of patch versions of Python, and runs.
-                near = what == "Python" and theirs.split(".")[:2] == mine.split(".")[:2]
-                do = "Install it on this node, or change the setting when the whole cluster has moved."
-                told = f"this node has {what} {mine}, and {source} says {theirs}"
-                yield Finding("versions", "warning" if near else "problem", told, do)
+    for what, mine, theirs in (("ray", version, said.ray), ("Python", python, said.python)):
+        if theirs is not None and theirs != mine:
+            # Ray prints a mismatch of patch versions of Python, and runs.
+            near = what == "Python" and theirs.split(".")[:2] == mine.split(".")[:2]
+            do = "Install it on this node, or change the setting when the whole cluster has moved."
+            told = f"this node has {what} {mine}, and {said.source} says {theirs}"
+            yield Finding("versions", "warning" if near else "problem", told, do)
     here = fitting.Cluster(version, python, "this node")
     fit, unfit = 0, []
     for spec_id, entry in index.get("environments", {}).items():
@@ -182,6 +189,50 @@ def _versions(
     elif index and not unfit:
         do = f'Add "ray=={version}" to the dependencies of specs that are used with Ray.'
         yield Finding("environments", "warning", "none that is served has ray", do)
+
+
+def _libraries(index: Mapping[str, Any], timeout: float) -> Iterator[Finding]:
+    """Whether ray's own library of each served version can be loaded here, by one environment of each."""
+    found: dict[tuple[str, str], tuple[str, str]] = {}
+    for spec_id, python in index.get("python", {}).items():
+        entry = index["environments"][spec_id]
+        # What the closure's metadata.json lists: a file that only lies at ray's place is never loaded.
+        if entry["ray_version"] is not None and os.path.lexists(python):
+            found.setdefault((entry["ray_version"], entry["python_version"]), (spec_id, python))
+    if not found:
+        return
+    if why := _too_mighty(Path(index["root"])):
+        do = "Run it as the user that runs Ray on this node, where that is another one."
+        yield Finding("library", "warning", f"ray's library was not loaded: {why}", do)
+        return
+    end, looked, wrong = time.monotonic() + timeout, 0, 0
+    for (ray, built), (spec_id, python) in found.items():
+        if time.monotonic() > end:
+            break
+        looked += 1
+        try:
+            fitting.starts(python, timeout, built)
+        except EnvfabricError as error:
+            wrong += 1
+            do = "No task in such an environment comes up on this node."
+            yield Finding("library", "problem", f"{spec_id} (ray {ray}): {error}", do)
+    if looked < len(found):
+        told = f"{looked} of {len(found)} were loaded in {timeout:g} s"
+        yield Finding("library", "warning", told, "Give more time with --timeout.")
+    elif not wrong:
+        yield Finding("library", "ok", f"ray's own can be loaded: {some([ray for ray, _ in found])}")
+
+
+def _too_mighty(root: Path) -> str | None:
+    """Why this user must run none of a package's code: it could change every environment; None where it may."""
+    me = os.geteuid()
+    try:
+        owners = {os.stat(root).st_uid, os.stat(root / "index.json").st_uid}
+    except OSError as error:
+        return f"whose files these are can't be known: {error}"
+    if me in owners:
+        return f"this user owns {root}, and a package's code could change everything there"
+    return "this is root, and a package's code could do anything" if me == 0 else None
 
 
 def _told(paths: list[str], seconds: float) -> dict[str, str | None]:

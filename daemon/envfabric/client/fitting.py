@@ -7,7 +7,6 @@ another Ray it runs and fails somewhere. Reads ROOT and writes nothing; `starts`
 import json
 import os
 import platform
-import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
@@ -118,15 +117,20 @@ def refuse_absent(python: str, ray: bool = False) -> None:
         )
 
 
-def starts(python: str, timeout: float, made_for: str | None = None) -> str:
+def starts(python: str, timeout: float, made_for: str | None = None, *, libraries: bool = True) -> str:
     """The version that an interpreter says of itself.
 
     Raises `EnvironmentFailed` where it does not start here, is not the minor version that its packages were
     `made_for`, or can't load its ray. Of the packages only ray's own library is loaded, by a child process: made
-    for another processor or C library, it would end each worker at its start.
+    for another processor or C library, it would end each worker at its start. Loading it runs code of a package:
+    without `libraries` only the interpreter is started.
     """
+    # `which`, which a shell may call for each command, need not wait for it.
+    import subprocess
+
     host = os.uname().nodename
-    command = [python, "-I", "-S", "-c", _START, *map(str, _beside(python, "ray/_raylet.so"))]
+    beside = _beside(python, "ray/_raylet.so") if libraries else []
+    command = [python, "-I", "-S", "-c", _START, *map(str, beside)]
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False

@@ -90,7 +90,7 @@ class Collecting:
         # The first one waits for a whole interval: at a start there is more urgent work.
         self._next = clock() + schedule.interval
         self._next_count = clock() + LEASES_INTERVAL
-        self._counting: Future[None] | None = None
+        self._counting: threading.Thread | None = None
         self._low = False
         self._hurried = -math.inf
         self._hurry_wait = HURRY_INTERVAL
@@ -118,8 +118,11 @@ class Collecting:
         elif not self._running and clock >= self._next_count:
             # A collection counts them by itself.
             self._next_count = clock + LEASES_INTERVAL
-            if self._counting is None or self._counting.done():
-                self._counting = self._pool.submit(self._count_leases)
+            if self._counting is None or not self._counting.is_alive():
+                # A thread of its own, which nobody joins: a mount that hangs holds up this figure, and neither
+                # a collection that is asked for nor the daemon's end.
+                self._counting = threading.Thread(target=self._count_leases, name="leases", daemon=True)
+                self._counting.start()
 
     def begin(self, done: Callable[[Future[Outcome]], None], *, hurry: bool = False) -> None:
         """Begins a collection, or joins the one that runs; `done` hears its outcome in the loop's thread."""
@@ -151,7 +154,7 @@ class Collecting:
             raise StoreError("the daemon is stopping; the collection goes on at the next one's turn.")
 
     def close(self) -> None:
-        """Ends what runs at its next step, and waits for it."""
+        """Ends what runs at its next step, and waits for it; not for a count of the leases, which only reads."""
         self._stopping.set()
         self._pool.shutdown(cancel_futures=True)
 
@@ -159,7 +162,10 @@ class Collecting:
         of = self._collector.retention.holdings
         # What can't be read now is told by the next collection.
         with contextlib.suppress(StoreError, OSError):
-            found = of.leases.survey(of.files.server_time(self._root.staging))
+            self.still_writing()
+            found = of.leases.survey(of.files.server_time(self._root.staging), self.still_writing)
+            # It may have hung until long after this turn: the figure is the next one's then.
+            self.still_writing()
             self._metrics.leases.set(sum(len(one.held) for one in found.values()))
 
     def _collect(self, hurry: bool, collected: Collected) -> Outcome:

@@ -4,7 +4,7 @@ Belongs to the loop's thread; a figure that can't be kept is told and stops noth
 """
 
 from envfabric.build.environment import Built
-from envfabric.loop.realise import Located
+from envfabric.loop.realise import Located, Made
 from envfabric.specs.tree import SpecRef
 from envfabric.store.usage import Usage
 from envfabric.telemetry import logs
@@ -32,9 +32,9 @@ class Counting:
             self._metrics.closure_requests.inc()
             self._metrics.closure_hits.inc(int(hit))
 
-    def build(self, work: Located, built: Built | None) -> None:
-        """A build has ended; None where somebody else had built the closure by then."""
-        if built is None:
+    def build(self, work: Located, built: Made) -> None:
+        """A build has ended, or a validation, which counts for nothing here."""
+        if not isinstance(built, Built):
             return
         log = self._log.bind(spec=work.id, commit=work.request.commit, digest=work.digest)
         try:

@@ -6,7 +6,7 @@ them waits by its id alone. Starts nothing itself.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Generic, TypeVar
 
@@ -162,6 +162,12 @@ class Places:
         # Behind those who came sooner, also where there is a place by now.
         waiting[spec_id] = None
         return False
+
+    def join(self, key: str, waiter: Waiter[Any], *, tried: bool = False) -> None:
+        """Has a waiter join the lane if it may now; one that comes to a key that is there carries nothing."""
+        known = self._lane.knows(key)
+        if self.take(waiter.ref.id, key, tried=tried):
+            self._lane.add(key, replace(waiter, work=None) if known else waiter, tried=tried)
 
     def call(self) -> None:
         """Calls the next, where there are places."""

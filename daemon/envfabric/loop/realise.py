@@ -95,7 +95,7 @@ class Located:
     @property
     def fate(self) -> str:
         """Equal for those for whom one build of the closure fails in the same way."""
-        return neutral(self.recipe.lock) + (self.due.key if self.due else "")
+        return neutral(self.recipe.lock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,9 @@ class Served:
 
 
 Recalled = Suspended | Unresolved | Located | Served
+
+Made = Built | Literal["there", "kept"]
+"""A closure that was built or is there, or that is not needed, for an order keeps what is served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,25 +245,33 @@ class Realiser:
             located = instead
         return located, time.monotonic() - began
 
-    def build(self, located: Located, tell: Callable[[str], None]) -> Built | None:
-        """Builds a closure; one that is there already is validated instead, if that is due, and gives None.
-
-        Raises `SpecError`, `StoreError`, `OSError`.
-        """
+    def build(self, located: Located, tell: Callable[[str], None]) -> Made:
+        """Builds a closure that is not there. Raises `SpecError`, `StoreError`, `OSError`."""
         try:
-            name = self._closures.locate(located.digest)
-            if name is None:
-                return self._builder.build(located.recipe, tell)
-            if located.due is not None and not self._trials.passed(located.digest, located.due):
-                tell("validate")
-                self._trials.run(located.digest, name, located.due)
-            return None
+            if self._closures.locate(located.digest) is not None:
+                return "there"
+            return self._builder.build(located.recipe, tell)
         except (SpecError, StoreError, OSError) as error:
-            if located.purpose != "wanted":
-                raise
-            # Where an order keeps what is served, `finish` gives that.
-            self._kept(located.request, error)
-            return None
+            return self._instead(located, error)
+
+    def validate(self, located: Located, tell: Callable[[str], None]) -> Made:
+        """Runs the validation that a closure has yet to pass. Raises `SpecError`, `StoreError`, `OSError`."""
+        try:
+            name, due = self._closures.locate(located.digest), located.due
+            # One that has left the store by now `finish` tells of.
+            if name is not None and due is not None and not self._trials.passed(located.digest, due):
+                tell("validate")
+                self._trials.run(located.digest, name, due)
+            return "there"
+        except (SpecError, StoreError, OSError) as error:
+            return self._instead(located, error)
+
+    def _instead(self, located: Located, error: SpecError | StoreError | OSError) -> Literal["kept"]:
+        """Where an order keeps what is served, `finish` gives that. Raises `error` where none does."""
+        if located.purpose != "wanted":
+            raise error
+        self._kept(located.request, error)
+        return "kept"
 
     def is_damaged(self, name: str) -> bool:
         """Whether a closure was found damaged since a step found it good."""

@@ -127,12 +127,8 @@ class Reconciler:
                 self.heartbeat = time.monotonic()
                 self._round()
                 on_round()
-                if (
-                    self._once
-                    and self.work.idle
-                    and not self._orders.open
-                    and self._publication_wait() is None
-                ):
+                idle = self.work.idle and not (self._orders.open or self._repair.busy)
+                if self._once and idle and self._publication_wait() is None:
                     break
                 self._wait()
         finally:

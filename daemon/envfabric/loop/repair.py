@@ -68,7 +68,13 @@ class Repair:
         self._post = post
         self._log = logs.get()
         self._stopping = threading.Event()
+        self._proving = 0
         self._pool = ThreadPoolExecutor(1, "repair")
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are closures of which it is not yet known what has to be built again."""
+        return self._proving > 0
 
     def begin(self, names: list[str], settled: Callable[[str], bool]) -> Callable[[], Answer | None]:
         """Repairs the closures `names`, as far as they really are damaged or gone.
@@ -83,6 +89,7 @@ class Repair:
             if entry.serving in wanted:
                 served.setdefault(entry.serving, []).append(spec_id)
         future = self._pool.submit(self._prove, case, names, served)
+        self._proving += 1
         future.add_done_callback(lambda ended: self._post(partial(self._proven, ended, case)))
 
         def poll() -> Answer | None:
@@ -124,6 +131,7 @@ class Repair:
                 self._log.warning("cache not purged before the repair", error=str(error))
 
     def _proven(self, future: Future[None], case: _Case) -> None:
+        self._proving -= 1
         error = future.exception()
         if error is not None:
             if not isinstance(error, FabricError | OSError):

@@ -4,6 +4,7 @@ Steps that run uv have bounds: a time limit, and an end for want of anybody who 
 does; belongs to the loop's thread.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -14,6 +15,20 @@ from envfabric.loop.board import Board
 from envfabric.specs.tree import SpecRef
 
 T = TypeVar("T")
+
+RECALLERS = 8
+"""Specs that are read and compared at a time: each waits for the NAS more than for the processor."""
+FINISHERS = 16
+"""Generations that are written at a time: they share their flushes, see store/together."""
+BACKLOG = 4 * FINISHERS
+"""Generations that wait to be written, above which nothing more is recalled: each has a lock with it."""
+QUEUED = 64
+"""Keys that wait in a lane for uv, above which those who come wait without what they carry: a lock, and more."""
+
+
+def trials_at_a_time(builders: int) -> int:
+    """Validations: their code may take all of a processor, and memory. Never one alone, which might hang."""
+    return max(2, min(builders, len(os.sched_getaffinity(0))))
 
 
 class Runs:

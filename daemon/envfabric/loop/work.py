@@ -12,15 +12,14 @@ from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
-from envfabric.build.environment import Built
 from envfabric.build.scope import current
 from envfabric.core.errors import Reason, SpecError
 from envfabric.loop.board import Board
 from envfabric.loop.counting import Counting
 from envfabric.loop.lane import Lane, Places, Waiter
 from envfabric.loop.reading import Reading
-from envfabric.loop.realise import Located, Realiser, Recalled, Request, Served, Suspended, Unresolved
-from envfabric.loop.runs import Runs
+from envfabric.loop.realise import Located, Made, Realiser, Recalled, Request, Served, Suspended, Unresolved
+from envfabric.loop.runs import BACKLOG, FINISHERS, QUEUED, RECALLERS, Runs, trials_at_a_time
 from envfabric.loop.turns import Turns
 from envfabric.specs.repository import Repository, SourceError
 from envfabric.specs.tree import SpecRef
@@ -31,14 +30,6 @@ from envfabric.telemetry.metrics import Metrics
 
 W = TypeVar("W", Unresolved, Located)
 
-RECALLERS = 8
-"""Specs that are read and compared at a time: each waits for the NAS more than for the processor."""
-FINISHERS = 16
-"""Generations that are written at a time: they share their flushes, see store/together."""
-BACKLOG = 4 * FINISHERS
-"""Generations that wait to be written, above which nothing more is recalled: each has a lock with it."""
-QUEUED = 64
-"""Keys that wait in a lane for uv, above which those who come wait without what they carry: a lock, and more."""
 _ASKERS_OWN = {Reason.INVALID_SPEC, Reason.VALIDATION}
 """Refusals that hang on the one who asked (its name, its need of Ray), not on the question."""
 
@@ -71,24 +62,28 @@ class Work:
         self._may_be_void = False
         self._resolving: Lane[Waiter[Unresolved]] = Lane(2 * builders)
         self._building: Lane[Waiter[Located]] = Lane(builders)
+        # By digest and trial: what hangs is in the way of no other spec with that closure.
+        self._validating: Lane[Waiter[Located]] = Lane(trials := trials_at_a_time(builders))
+        self._makers = (self._building, self._validating)
+        self._lanes: tuple[Lane[Any], ...] = (self._resolving, *self._makers)
         self._resolvable = Places(self._resolving, QUEUED, RECALLERS)
         self._buildable = Places(self._building, QUEUED, RECALLERS)
-        self._places = (self._resolvable, self._buildable)
+        self._validatable = Places(self._validating, QUEUED, RECALLERS)
+        self._places = (self._resolvable, self._buildable, self._validatable)
         # By spec id: two generations of one spec are never written at once.
         self._finishing: Lane[Located] = Lane(FINISHERS)
-        self._runs = Runs(board, RECALLERS + 3 * builders + FINISHERS, limit, post)
+        self._runs = Runs(board, RECALLERS + 3 * builders + trials + FINISHERS, limit, post)
         self.phases: dict[str, str] = {}
         """What is being done now, phase by spec id, for a progress display."""
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        lanes = (self._resolving, self._building, self._finishing)
         return not (
             self._turns
             or self._recalling
             or any(map(len, self._places))
-            or any(lane.waiting or lane.running for lane in lanes)
+            or any(lane.waiting or lane.running for lane in (*self._lanes, self._finishing))
         )
 
     def add(self, spec_id: str) -> None:
@@ -111,8 +106,7 @@ class Work:
             or spec_id in self._recalling
             or any(spec_id in places for places in self._places)
             or self._finishing.knows(spec_id)
-            or any(self._asked(one, spec_id) for one in self._resolving.waiters())
-            or any(self._asked(one, spec_id) for one in self._building.waiters())
+            or any(self._asked(one, spec_id) for lane in self._lanes for one in lane.waiters())
         )
 
     def start(self) -> bool:
@@ -120,33 +114,35 @@ class Work:
         self._end_void()
         for key, unresolved in self._resolving.start():
             self._resolve(key, unresolved)
-        before = self._building.waiting
-        for digest, located in self._building.start():
-            self._build(digest, located)
+        before = sum(lane.waiting for lane in self._makers)
+        for lane in self._makers:
+            for key, located in lane.start():
+                self._make(lane, key, located)
         for spec_id, finished in self._finishing.start():
             self._finish(spec_id, finished)
-        begun = self._building.waiting < before
+        waiting = sum(lane.waiting for lane in self._makers)
         # Only now: what has begun has made room.
         self._start_recalls()
         specs = len(self._turns) + sum(map(len, self._places))
         self._metrics.builds_in_progress.set(self._building.running)
-        self._metrics.build_queue_length.set(specs + self._resolving.waiting + self._building.waiting)
-        return begun
+        self._metrics.build_queue_length.set(specs + self._resolving.waiting + waiting)
+        return waiting < before
 
     def _end_void(self) -> None:
         """What nobody asks for any more leaves the queue, or is ended; its slot is free once its thread has heard.
 
         Ended is, too, what failed before and is in the way of fresh work: it begins anew behind that.
         """
-        for key, others in self._building.in_the_way():
-            if self._runs.end(key):
-                self._log.info("put back", spec=others[0].ref.id, key=key)
+        for lane in self._makers:
+            for key, others in lane.in_the_way():
+                if self._runs.end(key):
+                    self._log.info("put back", spec=others[0].ref.id, key=key)
         if not self._may_be_void:
             return
         self._may_be_void = False
-        for lane in (self._resolving, self._building):
-            lane.drop(lambda waiters: not self._asking(waiters))
-            for key, waiters in lane.runs():
+        for each in self._lanes:
+            each.drop(lambda waiters: not self._asking(waiters))
+            for key, waiters in each.runs():
                 if not self._asking(waiters) and self._runs.end(key):
                     self._log.info("superseded", spec=waiters[0].ref.id, key=key)
 
@@ -226,10 +222,7 @@ class Work:
             self._serve(ref.id, result.generation, pinned=result.pinned)
         elif isinstance(result, Unresolved):
             self._board.hold(ref.id, pinned=False)
-            asked = self._resolving.knows(result.key)
-            tried = self._board.failed_before(ref.id)
-            if self._resolvable.take(ref.id, result.key, tried=tried):
-                self._resolving.add(result.key, Waiter(ref, None if asked else result), tried=tried)
+            self._resolvable.join(result.key, Waiter(ref, result), tried=self._board.failed_before(ref.id))
         else:
             if result.purpose != "healed":
                 self._board.hold(ref.id, pinned=result.purpose == "pinned")
@@ -237,14 +230,15 @@ class Work:
 
     def _located(self, located: Located) -> None:
         ref = located.request.ref
-        wanted = self._building.knows(located.digest)
-        tried = self._board.failed_before(ref.id)
         self._counting.request(ref, hit=located.built)
         if located.built and located.due is None:
             self._finishing.add(ref.id, located)
-        elif self._buildable.take(ref.id, located.digest, tried=tried):
-            waiter = Waiter(ref, None if wanted else located, located.fate, located.purpose)
-            self._building.add(located.digest, waiter, tried=tried)
+            return
+        places, key = self._buildable, located.digest
+        if located.built and located.due is not None:
+            places, key = self._validatable, f"{key}-{located.due.key}"
+        waiter = Waiter(ref, located, located.fate, located.purpose)
+        places.join(key, waiter, tried=self._board.failed_before(ref.id))
 
     # Resolve: ask uv, once for all who ask the same.
 
@@ -281,32 +275,36 @@ class Work:
         else:
             self._board.fail(ref.id, error)
 
-    # Build: once for all who want the closure.
+    # Build: once for all who want the closure. Validate: once for all who want the same of it.
 
-    def _build(self, digest: str, waiters: list[Waiter[Located]]) -> None:
-        work = self._first(self._building, digest, waiters)
+    def _make(self, lane: Lane[Waiter[Located]], key: str, waiters: list[Waiter[Located]]) -> None:
+        work = self._first(lane, key, waiters)
         if work is None:
             return
         for one in waiters:
             if one.purpose != "healed":
                 self._board.building(one.ref.id)
-        if not work.built:
+        step, doing = self._realiser.validate, "validating"
+        if lane is self._building:
+            step, doing = self._realiser.build, "building"
             self._metrics.builds.inc()
-            self._log.info("build", spec=work.id, commit=work.request.commit, digest=digest)
+            self._log.info("build", spec=work.id, commit=work.request.commit, digest=key)
 
         def tell(phase: str) -> None:
             # A phase may take long without any process that would be ended.
             current().check()
             self.phases[work.id] = phase
 
-        build, done = partial(self._realiser.build, work, tell), partial(self._built, digest, work)
-        self._runs.submit_bounded(digest, f"building {work.id}", build, done, [work.request.ref])
+        done = partial(self._made, lane, key, work)
+        self._runs.submit_bounded(
+            key, f"{doing} {work.id}", partial(step, work, tell), done, [work.request.ref]
+        )
 
-    def _built(self, digest: str, work: Located, future: Future[Built | None]) -> None:
+    def _made(self, lane: Lane[Waiter[Located]], key: str, work: Located, future: Future[Made]) -> None:
         self.phases.pop(work.id, None)
-        first, *others = waiters = self._building.end(digest)
-        error = future.exception()
-        if not self._runs.take(digest, future):
+        first, *others = waiters = lane.end(key)
+        error, digest = future.exception(), work.digest
+        if not self._runs.take(key, future):
             self._ask_again(waiters)
             return
         if error is None:
@@ -314,7 +312,8 @@ class Work:
         for other in others:
             if not self._board.asks(other.ref, other.purpose):
                 continue
-            if error is not None and other.fate == first.fate:
+            # A trial's key has all that it hangs on.
+            if error is not None and (other.fate == first.fate or lane is self._validating):
                 self._fail(other, error, digest)
             else:
                 # It is there now; or its own lock may name other places for the same wheels.
@@ -323,8 +322,8 @@ class Work:
             return
         if error is not None:
             self._fail(first, error, digest)
-        elif work.due is not None and future.result() is not None:
-            # What is built is counted, and validated in a turn of its own.
+        elif lane is self._building and work.due is not None and future.result() != "kept":
+            # It is validated in a turn of its own.
             self._turns.add_again(first.ref.id)
         else:
             self._finishing.add(first.ref.id, work)

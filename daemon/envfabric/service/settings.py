@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from packaging.version import InvalidVersion, Version
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
@@ -59,14 +60,22 @@ def _moment(text: str) -> str:
     return text
 
 
+def _version(text: str) -> str:
+    try:
+        Version(text)
+    except InvalidVersion:
+        raise ValueError("must be a version in full, such as 2.60.0") from None
+    return text
+
+
 class RaySettings(BaseModel):
     """`[ray]`: the cluster that the environments are for."""
 
     model_config = ConfigDict(extra="forbid")
 
-    version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+\S*$")] | None = None
+    version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+\S*$"), AfterValidator(_version)] | None = None
     """The cluster's Ray, in full, such as 2.60.0."""
-    python: Annotated[str, Field(pattern=r"^3\.\d+\.\d+$")] | None = None
+    python: Annotated[str, Field(pattern=r"^3\.\d+\.\d+$"), AfterValidator(_version)] | None = None
     """The cluster's Python, in full, such as 3.11.7: the default of specs that require Ray, which get its minor."""
     required: bool = False
     """Whether a spec that says nothing must contain Ray."""

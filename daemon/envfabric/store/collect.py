@@ -107,6 +107,7 @@ class Collector:
                     done.removed.append(name)
                 else:
                     done.kept[name] = ("it came into use a moment ago",)
+        self._leases.sweep(plan.now)
         self._closures.recover(self._leftovers(plan.now))
         self._empty_trash(plan.now, 0.0 if hurry else self._rules.trash_age, done)
         self._bytecode.run(plan.now, done.freed, hurry=hurry)

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ PROOF = ".envfabric-leases"
 """The file in a lease folder outside ROOT that tells it from an empty mount point."""
 
 _KEY = "leases"
+_DOCTOR = ".doctor."
+"""What `envfabric doctor` tries in the lease folder begins so (client/doctor.py)."""
 _TRIES = 4
 _NOT_A_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 _NO_CONTENT = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO}
@@ -130,14 +132,19 @@ class Leases:
         # After the proof: a record without it would stop every collection.
         write_marker(self._root, self._files, kept if wanted is None else {**kept, _KEY: wanted})
 
-    def survey(self, server_now: float) -> dict[str, Leased]:
+    def survey(self, server_now: float, go_on: Callable[[], None] = lambda: None) -> dict[str, Leased]:
         """What is said of each closure that has a lease folder, each folder read once.
 
         A closure whose own lease folder may not be read counts as leased: one user's `chmod` neither ends
         leases nor stops the collection of everything else. Raises `StoreError` where it can't be known.
+        `go_on` is called before each of them, and may raise to end it.
         """
         place = self.place()
-        return {name: self._leased(place, name, server_now) for name in self._names(place)}
+        found: dict[str, Leased] = {}
+        for name in self._names(place):
+            go_on()
+            found[name] = self._leased(place, name, server_now)
+        return found
 
     def names(self) -> list[str]:
         """The closures that have a lease folder, whether they are there or not. Raises `StoreError`."""
@@ -176,6 +183,25 @@ class Leases:
         except OSError as error:
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR}:
                 raise _unreadable(folder, error) from error
+
+    def sweep(self, server_now: float) -> None:
+        """Removes what a doctor that was killed left among the leases, once it is a day old. Raises `StoreError`.
+
+        What belongs to other users may stay: it claims nothing.
+        """
+        place = self.place()
+        try:
+            left = [name for name in os.listdir(place) if name.startswith(_DOCTOR)]
+        except OSError as error:
+            raise _unreadable(place, error) from error
+        for name in left:
+            with contextlib.suppress(OSError), _opened(place / name) as descriptor:
+                if descriptor is None or os.fstat(descriptor).st_mtime + LONGEST_TTL >= server_now:
+                    continue
+                # By descriptor, as in `clean`: another user may put a symlink in its place.
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink("probe", dir_fd=descriptor)
+                self._files.remove_folder(place / name)
 
     def _names(self, place: Path) -> list[str]:
         try:

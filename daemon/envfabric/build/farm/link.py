@@ -32,6 +32,12 @@ class Unreachable(Exception):
     """The cluster can't be reached, or is lost. The message says why."""
 
 
+def _variables() -> dict[str, str]:
+    """The child's. Below `uv run` Ray would send the working folder, which is /, to every node, and start uv there."""
+    kept = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
+    return {**kept, "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+
+
 class Link:
     """One child in the cluster. Safe for threads."""
 
@@ -57,7 +63,7 @@ class Link:
                 ],
                 # Ray has its workers look for modules in the driver's folder, too.
                 cwd="/",
-                env={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
+                env=_variables(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._said,
