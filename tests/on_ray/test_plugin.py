@@ -7,12 +7,15 @@ import logging
 import os
 import platform
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from envfabric.client.attempt import Attempt
+from envfabric.client.wanted import parse
 from examples.conftest import remove
 from support.waiting import wait_for
 
@@ -34,6 +37,10 @@ def mount(tmp_path: Path) -> Iterator[Path]:
     (closure / ".venv/bin/python").write_text(f"#!/bin/sh\necho {version}\n")
     told = {"ray_version": importlib.metadata.version("ray"), "python_version": version}
     (closure / "metadata.json").write_text(json.dumps(told))
+    generation = root / "generations/wf/node/1"
+    generation.mkdir(parents=True)
+    (generation / "metadata.json").write_text('{"runtime_env": {"env_vars": {"OLD": "1"}}}')
+    (generation / ".venv").symlink_to(closure / ".venv")
     (root / ".envfabric.json").write_text("{}")
     (root / "leases").mkdir()
     for path in (root, *root.rglob("*")):
@@ -50,8 +57,8 @@ def mount(tmp_path: Path) -> Iterator[Path]:
     remove(root)
 
 
-def as_another_user(work: Callable[[], Any]) -> Any:
-    """What it gives, done by a child that root has made another user; an ordinary user stays what it is."""
+def as_another_user(work: Callable[[], Any], *, stays: bool = False) -> Any:
+    """What it gives, done by a child that root has made another user, unless it `stays`; an ordinary user does."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -60,7 +67,7 @@ def as_another_user(work: Callable[[], Any]) -> Any:
             # changes, who may not be let into the tests' own packages.
             from envfabric.client import plugin  # noqa: F401
 
-            if os.geteuid() == 0:
+            if os.geteuid() == 0 and not stays:
                 os.setgroups([])
                 os.setgid(NOBODY)
                 os.setuid(NOBODY)
@@ -115,7 +122,94 @@ def test_leases_that_can_not_be_written(mount: Path) -> None:
 
 def test_one_without_a_lease_is_not_enough_for_the_next(mount: Path) -> None:
     """Ray asks once for what it has: with and without a lease are two things for it."""
-    from envfabric.client.wanted import parse
-
     value = {"id": "wf/node", "digest": "abc"}
     assert parse(value).uri != parse({**value, "lease": False}).uri
+
+
+def contexts(root: Path) -> dict[str, Any]:
+    """What workers get by a value by hand and by the client's, and once the closure is gone."""
+    from ray._private.runtime_env.context import RuntimeEnvContext
+    from ray.runtime_env import RuntimeEnv
+
+    from envfabric.client.plugin import EnvfabricPlugin
+
+    value = {"id": "wf/node", "digest": "abc", "root": str(root), "ttl": 3}
+    python = str(root / "store/abc/.venv/bin/python")
+    plugin = EnvfabricPlugin()
+    (uri,) = plugin.get_uris(RuntimeEnv(envfabric=value))
+    asyncio.run(plugin.create(uri, RuntimeEnv(envfabric=value), RuntimeEnvContext(), LOGGER))
+    told: dict[str, Any] = {}
+    by_hand = RuntimeEnv(envfabric=value)
+    for name, env in (("by hand", by_hand), ("client", RuntimeEnv(envfabric=value, py_executable=python))):
+        context = RuntimeEnvContext()
+        plugin.modify_context([uri], env, context, LOGGER)
+        told[name] = [context.py_executable == python, context.env_vars.get("OLD")]
+    (root / "store").chmod(0o755)
+    (root / "store/abc").rename(root / "store/def")
+    wait_for(lambda: _refuses(plugin, uri, by_hand), timeout=60, message="it is not noticed")
+    return {**told, "gone": _refuses(plugin, uri, by_hand)}
+
+
+def _refuses(plugin: Any, uri: str, env: Any) -> str:
+    from ray._private.runtime_env.context import RuntimeEnvContext
+
+    from envfabric.client.index import EnvironmentFailed
+
+    try:
+        plugin.modify_context([uri], env, RuntimeEnvContext(), LOGGER)
+    except EnvironmentFailed as error:
+        return str(error)
+    return ""
+
+
+def test_what_workers_get(mount: Path) -> None:
+    """A value by hand brings the spec's variables; the client has put in those that it meant. Once the closure is gone
+    under those who use it, the next worker is refused and does not hang."""
+    told = as_another_user(lambda: contexts(mount), stays=True)
+    assert told["by hand"] == [True, "1"]
+    assert told["client"] == [True, None]
+    assert "was there and is not any more" in told["gone"]
+
+
+def test_each_who_waits_has_a_time_of_its_own() -> None:
+    """One user's short timeout is not another's, whose environment is the same."""
+    release = threading.Event()
+    attempt = Attempt(lambda alive: release.wait(60), lambda found: None, "test")
+
+    async def both() -> bool:
+        assert attempt.joined() and attempt.joined()
+        with pytest.raises(TimeoutError):
+            await attempt.result(0.01)
+        release.set()
+        return await attempt.result(60)
+
+    assert asyncio.run(both())
+
+
+def test_what_is_alive_has_longer() -> None:
+    """Reading ray's library at a cold start takes longer than a NAS that answers may take to do so."""
+    release, answered = threading.Event(), threading.Event()
+
+    def work(alive: Callable[[float], None]) -> bool:
+        assert answered.wait(60)
+        alive(60)
+        return release.wait(60)
+
+    attempt = Attempt(work, lambda found: None, "test")
+
+    async def wait() -> bool:
+        assert attempt.joined()
+        answered.set()
+        asyncio.get_running_loop().call_later(1, release.set)
+        return await attempt.result(0.01)
+
+    assert asyncio.run(wait())
+
+
+def test_a_lease_is_not_renewed_without_a_pause() -> None:
+    """Renewals are the agent's work: no user makes it do nothing else. Another ttl is another lease."""
+    value = {"id": "wf/node", "digest": "abc"}
+    for ttl in (1e-9, 2.9, 1e6):
+        with pytest.raises(ValueError, match="at least 3"):
+            parse({**value, "ttl": ttl})
+    assert parse({**value, "ttl": 3}).uri != parse(value).uri

@@ -2,17 +2,21 @@
 
 import os
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+from envfabric.client.attempt import within
 from envfabric.client.index import (
     EnvironmentFailed,
     NotReady,
+    RootNotFound,
     UnknownEnvironment,
     environment,
     find_root,
     read_index,
 )
 
+T = TypeVar("T")
 _POLL_FIRST, _POLL_MOST = 0.1, 2.0
 
 
@@ -26,17 +30,34 @@ def python(spec_id: str, *, root: str | os.PathLike[str] | None = None, wait: fl
     return served(spec_id, root, wait)[0]
 
 
+def answered(limit: float, look: Callable[[], T], where: str) -> T:
+    """What a look at the NAS gives. Raises what it raises, and `RootNotFound` where it takes over `limit` seconds.
+
+    In a thread: a mount whose server is gone keeps whoever looks at it for ever.
+    """
+    found = within(limit, lambda: (look(),), f"envfabric {where}")
+    if found is None:
+        raise RootNotFound(
+            f"{where} has not answered {os.uname().nodename} within {limit:g} s: is the NAS gone? For a slow one give "
+            "envfabric={'timeout': 30}."
+        )
+    return found[0]
+
+
 def served(
-    spec_id: str, root: str | os.PathLike[str] | None, wait: float | None
+    spec_id: str, root: str | os.PathLike[str] | None, wait: float | None, *, limit: float | None = None
 ) -> tuple[str, dict[str, Any]]:
-    """Path and index entry of `spec_id`, as `python` finds them."""
+    """Path and index entry of `spec_id`, as `python` finds them, each look within `limit` seconds."""
     place = find_root(root)
     deadline = time.monotonic() + (wait or 0.0)
     pause = _POLL_FIRST
     while True:
         left = deadline - time.monotonic()
         try:
-            return _look(read_index(place), spec_id, patient=left > 0)
+            index = (
+                read_index(place) if limit is None else answered(limit, lambda: read_index(place), str(place))
+            )
+            return _look(index, spec_id, patient=left > 0)
         except (NotReady, UnknownEnvironment):
             if left <= 0:
                 raise

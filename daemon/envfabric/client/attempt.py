@@ -28,11 +28,13 @@ class Attempt(Generic[T]):
     """Work that is under way, or was a moment ago."""
 
     def __init__(
-        self, work: Callable[[], T], give_back: Callable[[T], None], timeout: float, name: str
+        self, work: Callable[[Callable[[float], None]], T], give_back: Callable[[T], None], name: str
     ) -> None:
+        """The work is given what it calls where it has found the NAS alive: with the seconds that it may go on for."""
         self._work = work
         self._give_back = give_back
-        self._until = time.monotonic() + timeout
+        self._began = time.monotonic()
+        self._alive_until = 0.0
         self._future: Future[T] = Future()
         self._lock = threading.Lock()
         self._waiting = 0
@@ -48,20 +50,35 @@ class Attempt(Generic[T]):
             self._waiting += 1
             return True
 
-    async def result(self) -> T:
-        """What the work gave. Raises what it raised, and `TimeoutError` where its time is over."""
+    async def result(self, timeout: float) -> T:
+        """What the work gave. Raises what it raised, and `TimeoutError` where it took longer than `timeout` seconds.
+
+        Each who waits has a time of its own. It counts from the beginning of the work: one who comes back need not
+        wait for all of it again.
+        """
         # Where this is awaited it is there; who only uses `within` need not wait for its import.
         import asyncio
 
-        left = max(self._until - time.monotonic(), _AT_LEAST)
         try:
-            # Shielded: the next one may still wait for it.
-            found = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._future)), left)
-            with self._lock:
-                self._taken = True
-            return found
+            while True:
+                alive = self._alive_until
+                left = max(max(self._began + timeout, alive) - time.monotonic(), _AT_LEAST)
+                try:
+                    # Shielded: the next one may still wait for it.
+                    found = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._future)), left)
+                except TimeoutError:
+                    # What the work raises may be one, too; and it may have been found alive meanwhile.
+                    if self._future.done() or self._alive_until == alive:
+                        raise
+                    continue
+                with self._lock:
+                    self._taken = True
+                return found
         finally:
             self._leave()
+
+    def _alive(self, seconds: float) -> None:
+        self._alive_until = time.monotonic() + seconds
 
     @property
     def failed(self) -> bool:
@@ -69,7 +86,7 @@ class Attempt(Generic[T]):
         return self._future.done() and self._future.exception() is not None
 
     def _run(self) -> None:
-        _tell(self._work, self._future)
+        _tell(lambda: self._work(self._alive), self._future)
         if self.failed:
             return
         with self._lock:

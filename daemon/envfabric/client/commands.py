@@ -61,6 +61,9 @@ def main(arguments: Sequence[str]) -> int:
         if given.command == "which":
             print(python(given.id, root=root, wait=given.wait))  # noqa: T201
         elif given.command == "runtime-env":
+            if given.config:
+                # Read again for the cluster that the environment has to fit. `exec` hands no such thing on.
+                os.environ["ENVFABRIC_CONFIG"] = given.config
             print(json.dumps(runtime_env(given.id, root=root, wait=given.wait)))  # noqa: T201
         else:
             words = list(arguments[place + 1 :])

@@ -25,7 +25,7 @@ def hook(given: Mapping[str, Any] | None) -> Any:
 def decided(given: Mapping[str, Any]) -> Any:
     """A runtime_env in which the key has its digest, py_executable and env_vars; itself where it has no such key."""
     value = given.get(KEY)
-    if value is None or (isinstance(value, Mapping) and value.get("digest") and given.get("py_executable")):
+    if value is None or _is_decided(value, given.get("py_executable")):
         return given
     wanted = parse(value)
     rest = {name: one for name, one in given.items() if name != KEY}
@@ -33,6 +33,12 @@ def decided(given: Mapping[str, Any]) -> Any:
     options = {name: one for name, one in wanted.told().items() if name not in {"id", "digest"}}
     overrides: dict[str, Any] = {**rest, KEY: options}
     return runtime_env(spec_id, **overrides)
+
+
+def _is_decided(value: object, py_executable: object) -> bool:
+    """Whether both name one closure: another interpreter is looked at, and refused, with all the rest."""
+    digest = value.get("digest") if isinstance(value, Mapping) else None
+    return bool(digest) and f"/store/{digest}/.venv/bin/python" in str(py_executable)
 
 
 def decide_for_tasks() -> None:

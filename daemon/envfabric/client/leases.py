@@ -98,6 +98,8 @@ class Lease:
         self._since: float | None = None
         self._lock = threading.Lock()
         self._ended = threading.Event()
+        self.present = True
+        """Whether the closure was there, and the lease could be written, when it was renewed last."""
         self._thread = threading.Thread(target=self._keep, name=f"lease {name[:12]}", daemon=True)
 
     def __enter__(self) -> Self:
@@ -165,8 +167,10 @@ class Lease:
         while not self._ended.wait(pause):
             try:
                 self._renew()
+                self.present = self._present()
                 pause = self._ttl / 3
             except (OSError, EnvfabricError):
+                self.present = False
                 # The NAS may be back in a moment, and the lease lasts for two more of these thirds.
                 pause = min(self._ttl / 12, _SOONEST)
 

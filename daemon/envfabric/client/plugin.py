@@ -12,7 +12,9 @@ import logging
 import os
 import platform
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from ray._private.runtime_env.context import RuntimeEnvContext
     from ray.runtime_env import RuntimeEnv
 
+_START = 60.0
+"""Seconds that an interpreter may take to start and load ray's library, of which a cold mount has to read 40 MB."""
 _ALL = 1 << 60
 """Bytes that each environment is said to take: more than Ray's cache has, so an unused one is let go at once."""
 
@@ -88,13 +92,11 @@ class EnvfabricPlugin(RuntimeEnvPlugin):
         attempt = self._under_way.get(key)
         # Ray tries again when it has failed: one that still hangs is waited for, and not begun once more.
         if attempt is None or attempt.failed or not attempt.joined():
-            work = (lambda: _prepare(wanted)) if uri else (lambda: _undecided(wanted))
-            attempt = self._under_way[key] = Attempt(
-                work, _give_back, wanted.timeout, f"envfabric {wanted.id}"
-            )
+            work = partial(_prepare if uri else _undecided, wanted)
+            attempt = self._under_way[key] = Attempt(work, _give_back, f"envfabric {wanted.id}")
             attempt.joined()
         try:
-            self._ready[key] = await attempt.result()
+            self._ready[key] = await attempt.result(wanted.timeout)
         except TimeoutError:
             raise EnvironmentFailed(
                 f"{wanted.id}: the NAS{f' at {wanted.root}' if wanted.root else ''} has not answered "
@@ -113,14 +115,22 @@ class EnvfabricPlugin(RuntimeEnvPlugin):
         context: "RuntimeEnvContext",
         logger: logging.Logger,
     ) -> None:
-        """Lets workers start in the environment."""
+        """Lets workers start in the environment. Raises `EnvironmentFailed` where it has gone since it was checked."""
         ready = self._ready[uris[0]]
+        if ready.lease is not None and not ready.lease.present:
+            # Ray asks only this of an environment that is in use on the node already: a worker would hang.
+            raise EnvironmentFailed(
+                f"{ready.python} was there and is not any more, or the NAS does not take the renewals of its lease on "
+                f"{os.uname().nodename}. Check the mount there; then try again."
+            )
         given = (runtime_env.py_executable() or "").split()
         # A job's py_executable is inherited by a task that asks for another environment: the key counts. Put into
         # the runtime_env, too, where Ray's own plugin for it comes after this one and takes it from.
         wrapped = ready.python in given
         context.py_executable = runtime_env["py_executable"] = " ".join(given) if wrapped else ready.python
-        context.env_vars = runtime.inside(ready.python, {**ready.env_vars, **context.env_vars})
+        # The client has put the spec's variables beside its py_executable, those of the generation that it meant.
+        own = {} if wrapped else ready.env_vars
+        context.env_vars = runtime.inside(ready.python, {**own, **context.env_vars})
 
     def delete_uri(self, uri: str, logger: logging.Logger) -> int:
         """Gives the lease back: nothing on this node uses the environment any more."""
@@ -130,7 +140,7 @@ class EnvfabricPlugin(RuntimeEnvPlugin):
         return _ALL
 
 
-def _prepare(wanted: Wanted) -> _Ready:
+def _prepare(wanted: Wanted, alive: Callable[[float], None]) -> _Ready:
     """Leases a closure and proves that it can be run here. Raises `EnvfabricError`."""
     root = _root(wanted)
     python = f"{root}/store/{wanted.digest}/.venv/bin/python"
@@ -143,7 +153,9 @@ def _prepare(wanted: Wanted) -> _Ready:
     try:
         # After the lease: what is there now stays.
         fitting.refuse_absent(python, ray=True)
-        fitting.starts(python, wanted.timeout, told["python_version"])
+        # So far it was whether the NAS answers. This takes longer where all nodes of a cluster begin at once.
+        alive(_START + wanted.timeout)
+        fitting.starts(python, _START, told["python_version"])
     except BaseException:
         if held is not None:
             held.release()
@@ -165,7 +177,7 @@ def _lease(wanted: Wanted, python: str, root: Path) -> Lease:
         ) from error
 
 
-def _undecided(wanted: Wanted) -> _Ready:
+def _undecided(wanted: Wanted, alive: Callable[[float], None]) -> _Ready:
     """Refuses a value without a digest, with the one that is meant now. Raises `EnvfabricError`.
 
     Which one it is has to be the same on all nodes and for all tries, so it is decided once, by the driver.

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from envfabric.client import fitting
-from envfabric.client.api import served
-from envfabric.client.attempt import within
+from envfabric.client.api import answered, served
 from envfabric.client.index import EnvironmentFailed, RootNotFound, find_root
-from envfabric.client.wanted import KEY, Wanted, is_id, parse, refuse_together
+from envfabric.client.wanted import DEFAULT_TIMEOUT, KEY, Wanted, is_id, parse, refuse_together
 
+_START = 60.0
+"""Seconds that an interpreter may take to start and load ray's library, of which a cold mount has to read 40 MB."""
 _STARTED: set[str] = set()
 """Interpreters that were started by this process: none changes, so none has to be again for every task."""
 
@@ -45,20 +46,10 @@ def runtime_env(
             f"{KEY}={options!r}: these are options, such as {{'ttl': 60}}; the id is the first argument."
         )
     if not is_id(spec_id):
-        # The index says what is near to it.
-        served(spec_id, root, wait)
+        # The index says what is near to it. Not waited for: it will never be one.
+        served(spec_id, root, None, limit=DEFAULT_TIMEOUT)
     wanted = parse({"id": spec_id, **options})
-    # In a thread: a mount whose server is gone keeps whoever looks at it for ever.
-    found = within(
-        wanted.timeout + (wait or 0.0), lambda: _proved(wanted, root, wait), f"envfabric {spec_id}"
-    )
-    if found is None:
-        raise RootNotFound(
-            f"{wanted.id}: ROOT{f' at {root or wanted.root}' if root or wanted.root else ''} has not answered "
-            f"{os.uname().nodename} within {wanted.timeout:g} s: is the NAS gone? For a slow one give "
-            f"{KEY}={{'timeout': 30}}."
-        )
-    python, digest, told = found
+    python, digest, told = _proved(wanted, root, wait)
     _refuse_other(overrides.get("py_executable"), python)
     place = python.removesuffix(f"/store/{digest}/.venv/bin/python")
     added = {name: value for name, value in told["runtime_env"].items() if value and name != "env_vars"}
@@ -98,13 +89,16 @@ def told_of(root: Path, wanted: Wanted) -> dict[str, Any]:
 def _proved(
     wanted: Wanted, root: str | os.PathLike[str] | None, wait: float | None
 ) -> tuple[str, str, dict[str, Any]]:
-    """What `_found` finds, once it is certain that it runs here. Raises `EnvironmentFailed`."""
+    """What `_found` finds, once it is certain that it runs here. Raises `EnvironmentFailed` and `RootNotFound`."""
     python, digest, told = _found(wanted, root or wanted.root, wait)
     cluster = fitting.of_this_process("this driver") or fitting.of_settings()
     fitting.refuse_unfit(wanted.id, told["ray_version"], told["python_version"], cluster)
-    fitting.refuse_absent(python, ray=True)
+    answered(wanted.timeout, lambda: fitting.refuse_absent(python, ray=True), python)
     if python not in _STARTED:
-        fitting.starts(python, wanted.timeout, told["python_version"])
+        # It takes longer than an answer of the NAS, and has a message of its own where it takes too long.
+        answered(
+            _START + wanted.timeout, lambda: fitting.starts(python, _START, told["python_version"]), python
+        )
         _STARTED.add(python)
     return python, digest, told
 
@@ -114,28 +108,36 @@ def _found(
 ) -> tuple[str, str, dict[str, Any]]:
     """The interpreter, the closure's name and what is known of it: what is served, or the digest asked for."""
     if wanted.digest is None:
-        path, entry = served(wanted.id, root, wait)
+        path, entry = served(wanted.id, root, wait, limit=wanted.timeout)
         return path, path.split("/")[-4], entry
     place = Path(os.path.abspath(find_root(root)))
-    told = told_of(place, wanted)
+    told = answered(wanted.timeout, lambda: told_of(place, wanted), str(place))
     return f"{place}/store/{wanted.digest}/.venv/bin/python", wanted.digest, told
 
 
 def _added_by(generations: Path, digest: str | None) -> dict[str, Any]:
-    """What the newest generation that has this closure adds to a runtime_env; nothing where none has it any more."""
+    """What the newest generation that has this closure adds to a runtime_env; nothing where none has it any more.
+
+    Raises `RootNotFound` where it can't be read: a task without its spec's variables would be another one.
+    """
     try:
         numbers = sorted((one for one in os.listdir(generations) if one.isdecimal()), key=int, reverse=True)
-    except OSError:
+    except FileNotFoundError:
+        # The spec was removed, and with it what it added.
         return {}
+    except OSError as error:
+        raise RootNotFound(f"{generations} can't be read: {error.strerror}") from error
     for number in numbers:
         try:
             told = json.loads((generations / number / "metadata.json").read_bytes())
             if Path(os.readlink(generations / number / ".venv")).parent.name == digest:
                 found: dict[str, Any] = told.get("runtime_env") or {}
                 return found
-        except (OSError, ValueError, AttributeError):
+        except (FileNotFoundError, ValueError, AttributeError):
             # Collected or replaced meanwhile.
             continue
+        except OSError as error:
+            raise RootNotFound(f"{generations / number} can't be read: {error.strerror}") from error
     return {}
 
 

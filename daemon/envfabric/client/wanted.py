@@ -17,6 +17,8 @@ DEFAULT_TIMEOUT = 5.0
 apart: with them a node whose NAS is gone says so within ten."""
 DEFAULT_TTL = 300.0
 LONGEST = 86400.0
+SHORTEST_TTL = 3.0
+"""Seconds: a lease is renewed by the node's agent every third of its ttl, and any user of the cluster may set it."""
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _TEXT = re.compile(rf"(?P<id>{_PART}/{_PART})(?:@(?P<digest>{_PART}))?")
 _ROOT = re.compile(r"/[A-Za-z0-9/._-]*")
@@ -45,8 +47,9 @@ class Wanted:
         """What Ray counts the uses of on a node; None without a digest."""
         if self.digest is None:
             return None
-        # One that holds no lease is not enough for the next, which wants one.
-        return f"{KEY}://{self.root or ''}/{self.id}@{self.digest}{'' if self.lease else '?unleased'}"
+        # What one has made ready is not enough for the next, which wants a lease, or a longer one.
+        held = "?unleased" if not self.lease else "" if self.ttl == DEFAULT_TTL else f"?ttl={self.ttl:g}"
+        return f"{KEY}://{self.root or ''}/{self.id}@{self.digest}{held}"
 
     def told(self) -> dict[str, Any]:
         """The value as a dict: id and digest, and what differs from the defaults."""
@@ -92,7 +95,8 @@ def parse(value: object) -> Wanted:
     lease = value.get("lease", True)
     if not isinstance(lease, bool):
         raise ValueError(f'runtime_env["{KEY}"]: lease={lease!r} must be true or false.')  # noqa: TRY004
-    timeout, ttl = _seconds(value, "timeout", DEFAULT_TIMEOUT), _seconds(value, "ttl", DEFAULT_TTL)
+    timeout = _seconds(value, "timeout", DEFAULT_TIMEOUT)
+    ttl = _seconds(value, "ttl", DEFAULT_TTL, SHORTEST_TTL)
     return Wanted(wanted.id, digest, root, timeout, lease, ttl)
 
 
@@ -115,10 +119,12 @@ def _of_text(text: object) -> Wanted:
     return Wanted(match["id"], match["digest"])
 
 
-def _seconds(value: Mapping[str, Any], name: str, default: float) -> float:
+def _seconds(value: Mapping[str, Any], name: str, default: float, least: float = 0.0) -> float:
     given = value.get(name, default)
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= LONGEST:
+    fits = not isinstance(given, bool) and isinstance(given, int | float) and 0 < given <= LONGEST
+    if not fits or given < least:
+        allowed = f"at least {least:g}" if least else "more than 0"
         raise ValueError(
-            f'runtime_env["{KEY}"]: {name}={given!r} must be seconds, more than 0 and at most {LONGEST:g}.'
+            f'runtime_env["{KEY}"]: {name}={given!r} must be seconds, {allowed} and at most {LONGEST:g}.'
         )
     return float(given)
