@@ -169,6 +169,21 @@ def test_staging_folder_that_is_gone_is_not_made_anew(place: Place, recipe: Reci
     assert os.listdir(place.root.staging) == []
 
 
+def test_folder_that_can_not_be_written_is_the_nodes_fault(place: Place, recipe: Recipe) -> None:
+    """Read-only or squashed mounts fail at the first open. The node is passed over: told as the build's failure, it
+    would be the least loaded one for all the next."""
+    with place.closures.staging(elsewhere=True) as staging:
+        lock = staging.folder.with_name(f"{staging.folder.name}.lock")
+        lock.unlink()
+        # Whoever opens it for writing gets an error, root as well.
+        lock.mkdir()
+        (word,) = words(task(place, recipe, staging))
+        lock.rmdir()
+    assert word["reason"] == "store"
+    assert f"can't write to {staging.folder}" in word["refused"]
+    assert "mount ROOT there read-write" in word["refused"]
+
+
 @pytest.mark.root
 def test_another_user_is_refused(place: Place) -> None:
     """A node whose Ray runs as another user is found out before it has written anything."""

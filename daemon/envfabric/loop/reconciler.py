@@ -236,8 +236,10 @@ class Reconciler:
         try:
             # One that lost its lock while it had nothing to publish finds out here, too.
             self._writer.check()
-            if held := self._held | self._closures.take_left():
-                self._held = self._closures.recover(held)
+            # Kept first: a look that fails must not forget them.
+            self._held |= self._closures.take_left()
+            if self._held:
+                self._held = self._closures.recover(self._held)
             # Before git is asked, which may be away: what is published and the room for it do not hang on it.
             self._publisher.look()
             if not self._once:

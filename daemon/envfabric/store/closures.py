@@ -12,6 +12,7 @@ import fcntl
 import itertools
 import json
 import os
+import queue
 import time
 import uuid
 from collections.abc import Iterator
@@ -66,7 +67,7 @@ class Closures:
         self._files = files
         self._hashes = Hashes()
         self._damaged: set[str] | None = None
-        self._left: set[str] = set()
+        self._left: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def present(self, name: str) -> bool:
         """Whether a closure of this name is there, and the interpreter that it was made from, too.
@@ -133,7 +134,7 @@ class Closures:
         finally:
             if elsewhere and _held(descriptor):
                 # A host that was lost may go on writing: in a folder that is gone its uv would make everything anew.
-                self._left.add(name)
+                self._left.put(name)
             else:
                 with contextlib.suppress(OSError):
                     self._files.remove_tree(self._root.staging / name)
@@ -166,7 +167,10 @@ class Closures:
 
     def take_left(self) -> set[str]:
         """The names of staging folders that were left to hosts which write into them still; each is given once."""
-        left, self._left = self._left, set()
+        left = set()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                left.add(self._left.get_nowait())
         return left
 
     def take_inventory(self, staging: Staging) -> Inventory:

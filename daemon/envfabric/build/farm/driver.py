@@ -34,6 +34,9 @@ class Driver:
         self._connection = connection
         self._sending = threading.Lock()
         self._running: dict[int, Any] = {}
+        """What was submitted, by key; None until it is."""
+        self._cancelled: set[int] = set()
+        self._lock = threading.Lock()
         self._inbox: queue.SimpleQueue[Word] = queue.SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -49,10 +52,12 @@ class Driver:
         while True:
             asked = self._inbox.get()
             if "nodes" in asked:
-                self._say({"key": asked["nodes"], "nodes": [one.told() for one in nodes()]})
+                self._tell_nodes(asked["nodes"])
             elif "cancel" in asked:
                 self._cancel(asked["cancel"])
             else:
+                with self._lock:
+                    self._running[asked["key"]] = None
                 threading.Thread(target=self._submit, args=(asked,), daemon=True).start()
 
     def _listen(self) -> None:
@@ -68,6 +73,15 @@ class Driver:
         with self._sending, contextlib.suppress(OSError):
             self._connection.send_bytes(packed(word))
 
+    def _tell_nodes(self, key: int) -> None:
+        try:
+            found = nodes()
+        except Exception as error:
+            # The cluster's head may be away for a moment: no reason to end what runs on its nodes.
+            self._say({"key": key, "failed_nodes": f"{type(error).__name__}: {error}"})
+        else:
+            self._say({"key": key, "nodes": [one.told() for one in found]})
+
     def _submit(self, asked: Word) -> None:
         key = asked["key"]
         try:
@@ -82,7 +96,9 @@ class Driver:
             told = f"{type(error).__name__}: {first[0] if first else ''}"
             self._say({"key": key, "lost": told})
         finally:
-            self._running.pop(key, None)
+            with self._lock:
+                self._running.pop(key, None)
+                self._cancelled.discard(key)
 
     def _follow(self, key: int, asked: Word) -> None:
         task = ray.remote(node.build).options(
@@ -95,13 +111,22 @@ class Driver:
             scheduling_strategy=NodeAffinitySchedulingStrategy(asked["node"], soft=False),
         )
         said: Any = task.remote(asked["release"], asked["task"])
-        self._running[key] = said
+        with self._lock:
+            self._running[key] = said
+            cancelled = key in self._cancelled
+        if cancelled:
+            self._cancel(key)
         for one in said:
             self._say({"key": key, "said": ray.get(one).decode()})
         self._say({"key": key, "over": True})
 
     def _cancel(self, key: int) -> None:
-        if (running := self._running.get(key)) is not None:
+        with self._lock:
+            running = self._running.get(key)
+            if key in self._running:
+                # It may come between the word and the submission.
+                self._cancelled.add(key)
+        if running is not None:
             # By force: the worker waits in a system call, and its hand hears that it is gone.
             with contextlib.suppress(Exception):
                 ray.cancel(running, force=True)

@@ -32,7 +32,7 @@ from envfabric.build.farm.words import (
     word_of_filled,
 )
 from envfabric.build.filling import Filling
-from envfabric.build.scope import Scope, current
+from envfabric.build.scope import Scope, Stopped, current
 from envfabric.build.uv import Uv
 from envfabric.core.errors import Reason, StoreError, hide
 from envfabric.store.bytecode import Bytecode
@@ -52,6 +52,7 @@ def fill(task: Task, say: "Mouth") -> Word:
     site, root, files = task.site, Root(Path(task.site.root)), Files()
     node = os.uname().nodename
     closures = Closures(root, files)
+    fit = False
     try:
         check_root(site, root, node)
         with contextlib.ExitStack() as stack:
@@ -63,8 +64,15 @@ def fill(task: Task, say: "Mouth") -> Word:
                 raise Refused(
                     Reason.STORE, f"{error}. Check the mount there, and its attribute cache"
                 ) from None
+            except OSError as error:
+                raise Refused(
+                    Reason.STORE,
+                    f"node {node} can't write to {task.folder} as uid {os.geteuid()} ({error.strerror}): mount ROOT "
+                    "there read-write, under the same uid and without squashing",
+                ) from None
             check_staging(staging, files, node)
             check_tools(site, uv, task.order.recipe.closure, node)
+            fit = True
             compiling = Compiling(Bytecode(root, files), files, uv, site.workers) if site.workers else None
 
             def tell(phase: str) -> None:
@@ -74,6 +82,11 @@ def fill(task: Task, say: "Mouth") -> Word:
 
             return word_of_filled(Filling(closures, files, uv, compiling).fill(task.order, staging, tell))
     except Exception as error:
+        if not fit and not isinstance(error, Refused | Stopped):
+            # Whatever it is, it is the node's: told as the build's it would have the node, so soon free again, get
+            # every next one.
+            told = f"node {node} can't begin to build: {type(error).__name__}: {error}"
+            return word_of_error(Refused(Reason.INTERNAL, told), node)
         return word_of_error(error, node)
 
 

@@ -94,6 +94,8 @@ class Link:
             except queue.Empty:
                 self.close(f"it did not answer within {_ANSWER:g} s")
                 word = {}
+            if (why := word.get("failed_nodes")) is not None:
+                raise Unreachable(redact(str(why)))
             if "nodes" not in word:
                 self._check()
             return [Node(**one) for one in word["nodes"]]
