@@ -106,6 +106,7 @@ def test_import_takes_it_without_a_look_at_the_source(
     site = fill(staging, {"mod.py": text, "pack/__init__.py": "", "pack/inner.py": text})
     assert give(giving, python, staging) == Compiled(1, 2, 0, (), ())
     for source in (site / "mod.py", site / "pack/inner.py"):
+        source.chmod(0o644)
         source.write_text("VALUE = 'source'\nraise RuntimeError\n")
     for module, path in (("mod", "mod.py"), ("pack.inner", "pack/inner.py")):
         told = run(python, site, f"import {module} as one; print(one.VALUE, one.where())")
