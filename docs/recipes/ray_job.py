@@ -2,7 +2,8 @@
 
     ray job submit --working-dir . -- python ray_job.py
 
-The job's own process runs in the nodes' Python, which has envfabric because the plugin is in it. What it starts runs
+The job's own process runs in the nodes' Python, which has envfabric because the plugin is in it; ENVFABRIC_ROOT was set
+there before `ray start`. What it starts runs
 in the environments, which need ray and not envfabric.
 """
 

@@ -15,6 +15,7 @@ import pytest
 from envfabric.build import compiling
 from envfabric.build.compiling import Compiled, Compiling
 from envfabric.build.interpreters import Interpreter
+from envfabric.build.room import Room
 from envfabric.build.scope import Stopped
 from envfabric.build.uv import Finished, Uv
 from envfabric.core.errors import Reason, SpecError
@@ -37,12 +38,18 @@ class Counted(Uv):
         self.environments: list[dict[str, str]] = []
 
     def run_command(
-        self, command: Sequence[str], *, cwd: Path, hold: int | None, env: Mapping[str, str]
+        self,
+        command: Sequence[str],
+        *,
+        cwd: Path,
+        hold: int | None,
+        env: Mapping[str, str],
+        room: Room | None = None,
     ) -> Finished:
         self.commands.append(list(command))
         self.environments.append(dict(env))
         assert hold is not None, "recovery would not see that it still runs"
-        return super().run_command(command, cwd=cwd, hold=hold, env=env)
+        return super().run_command(command, cwd=cwd, hold=hold, env=env, room=room)
 
     @property
     def compilers(self) -> int:

@@ -11,7 +11,7 @@ import pytest
 from farm.conftest import HoldingIndex
 from farm.ray_cluster import RayCluster, words_of
 from support.fabric import Fabric, RunningDaemon
-from support.namespace import can_isolate, descendants
+from support.namespace import descendants
 from support.waiting import wait_for
 
 LONG = 180.0
@@ -194,8 +194,6 @@ def test_a_node_with_another_root_builds_nothing(
 ) -> None:
     """A node on which another folder lies at ROOT's path is passed over; where it is the only one, the error says
     what is wrong with it."""
-    if not can_isolate():
-        pytest.skip("needs a mount namespace of its own")
     farm.init()
     other = tmp_path / "other"
     shutil.copytree(farm.root, other)

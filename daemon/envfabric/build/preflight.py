@@ -1,8 +1,8 @@
 """What a spec that requires Ray needs to run on the cluster: its Ray, and its minor of Python.
 
 Ray connects no two versions of itself, and a worker of another minor of Python crashes; of other patch versions it
-says so and runs. What is wrong is found before anything is built, and told with the line to write. Reads no file and
-runs nothing; interpreters are chosen by way of `Interpreters`.
+says so and runs, but for the driver of a submitted job. What is wrong is found before anything is built, and told with
+the line to write. Reads no file and runs nothing; interpreters are chosen by way of `Interpreters`.
 """
 
 import json

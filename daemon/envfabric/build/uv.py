@@ -135,22 +135,18 @@ class Uv:
         and `Stopped`, each with all that it started ended.
         """
         environment = self.environment(fleet=fleet) | dict(extra or {})
-        return self._within([self.binary, *arguments], cwd, hold, environment, room)
+        return self.run_command([self.binary, *arguments], cwd=cwd, hold=hold, env=environment, room=room)
 
     def run_command(
-        self, command: Sequence[str], *, cwd: Path, hold: int | None, env: Mapping[str, str]
-    ) -> Finished:
-        """Runs any command of a build under the same limits."""
-        return self._within(command, cwd, hold, env, None)
-
-    def _within(
         self,
         command: Sequence[str],
+        *,
         cwd: Path,
         hold: int | None,
         env: Mapping[str, str],
-        room: Room | None,
+        room: Room | None = None,
     ) -> Finished:
+        """Runs any command of a build under the same limits."""
         # uv leaves its lock files in TMPDIR, one for each project folder, and ours are never the same twice.
         with tempfile.TemporaryDirectory(prefix="envfabric-", ignore_cleanup_errors=True) as temporary:
             own = {"TMPDIR": temporary}

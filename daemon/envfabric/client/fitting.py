@@ -106,6 +106,10 @@ def refuse_unfit(spec_id: str, ray: str | None, python: str | None, cluster: Clu
         )
 
 
+START_WITHIN = 60.0
+"""Seconds that an interpreter may take to start and load ray's library, of which a cold mount has to read 40 MB."""
+
+
 def refuse_absent(python: str, ray: bool = False) -> None:
     """Raises `EnvironmentFailed` where this machine can't run an interpreter, or, asked for, no ray lies beside it."""
     if not os.access(python, os.X_OK):

@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from ray._private.runtime_env.context import RuntimeEnvContext
     from ray.runtime_env import RuntimeEnv
 
-_START = 60.0
-"""Seconds that an interpreter may take to start and load ray's library, of which a cold mount has to read 40 MB."""
 _ALL = 1 << 60
 """Bytes that each environment is said to take: more than Ray's cache has, so an unused one is let go at once."""
 
@@ -154,8 +152,8 @@ def _prepare(wanted: Wanted, alive: Callable[[float], None]) -> _Ready:
         # After the lease: what is there now stays.
         fitting.refuse_absent(python, ray=True)
         # So far it was whether the NAS answers. This takes longer where all nodes of a cluster begin at once.
-        alive(_START + wanted.timeout)
-        fitting.starts(python, _START, told["python_version"])
+        alive(fitting.START_WITHIN + wanted.timeout)
+        fitting.starts(python, fitting.START_WITHIN, told["python_version"])
     except BaseException:
         if held is not None:
             held.release()

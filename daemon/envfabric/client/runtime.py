@@ -16,8 +16,6 @@ from envfabric.client.api import answered, served
 from envfabric.client.index import EnvironmentFailed, RootNotFound, find_root
 from envfabric.client.wanted import DEFAULT_TIMEOUT, KEY, Wanted, is_id, parse, refuse_together
 
-_START = 60.0
-"""Seconds that an interpreter may take to start and load ray's library, of which a cold mount has to read 40 MB."""
 _STARTED: set[str] = set()
 """Interpreters that were started by this process: none changes, so none has to be again for every task."""
 
@@ -97,7 +95,9 @@ def _proved(
     if python not in _STARTED:
         # It takes longer than an answer of the NAS, and has a message of its own where it takes too long.
         answered(
-            _START + wanted.timeout, lambda: fitting.starts(python, _START, told["python_version"]), python
+            fitting.START_WITHIN + wanted.timeout,
+            lambda: fitting.starts(python, fitting.START_WITHIN, told["python_version"]),
+            python,
         )
         _STARTED.add(python)
     return python, digest, told
