@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,11 @@ def report() -> tuple[str, str]:
 
 
 def connect() -> None:
+    # Without the workers' own logs: what they have to say is what the tasks give, or raise.
     if os.environ.get("RAY_ADDRESS"):
-        ray.init()
+        ray.init(log_to_driver=False)
     else:  # "local": not a cluster that happens to run on this machine
-        ray.init("local", num_cpus=2, include_dashboard=False)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 
 
 def ready(root: Path) -> dict[str, dict[str, Any]]:
@@ -43,7 +45,13 @@ def ready(root: Path) -> dict[str, dict[str, Any]]:
         entry = index["environments"][name]
         # Ray waits for ever for an interpreter that is not there, so look before asking for it.
         if entry["ray_version"] is not None and os.access(python, os.X_OK):
-            found[name] = {"py_executable": python, "env_vars": entry["runtime_env"]["env_vars"]}
+            env_vars = dict(entry["runtime_env"]["env_vars"])
+            mine, its = platform.python_version(), entry["python_version"]
+            if its != mine and its.split(".")[:2] == mine.split(".")[:2]:
+                # Ray minds the last part of the version, too: else it prints a traceback for each worker.
+                env_vars["RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"] = "minor"
+                print(f"{name} has Python {its}, this is {mine}: Ray is told not to mind.", file=sys.stderr)
+            found[name] = {"py_executable": python, "env_vars": env_vars}
     return found
 
 

@@ -28,6 +28,9 @@ class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]
             return "ray"
         if nodeid.startswith("tests/recipes/"):
             return "recipes"
+        if nodeid.startswith("tests/observing/test_scenario.py"):
+            # One story, which takes more than a minute, for all its tests.
+            return "observing"
         return "demo" if nodeid.startswith(_OF_THE_DEMO) else nodeid
 
 

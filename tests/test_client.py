@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 import envfabric
+from envfabric.client import commands
+from envfabric.client.index import find_root
 from support.fabric import Fabric
 
 PACKAGE = Path(envfabric.__file__).parent
@@ -122,7 +124,8 @@ def test_runtime_env_refuses_what_does_not_fit_the_cluster(
     monkeypatch.setenv(f"ENVFABRIC_RAY__{name}", value)
     monkeypatch.delitem(sys.modules, "ray", raising=False)
     if words is None:
-        assert envfabric.runtime_env("wf/ray", root=served.root)
+        with pytest.warns(UserWarning, match=rf'runs {PATCH} .*Write python = "{PATCH}".*MATCH_LEVEL=minor'):
+            assert envfabric.runtime_env("wf/ray", root=served.root)
         return
     with pytest.raises(envfabric.EnvironmentFailed, match=words):
         envfabric.runtime_env("wf/ray", root=served.root)
@@ -167,14 +170,69 @@ def test_runtime_env_waits_for_a_gone_server_no_longer_than_told(tmp_path: Path)
         envfabric.runtime_env("wf/a", root=tmp_path, envfabric={"timeout": 0.2})
 
 
+@pytest.mark.parametrize(
+    "command", [["which", "wf/a"], ["runtime-env", "wf/a"], ["exec", "wf/a", "--", "true"]]
+)
+def test_commands_wait_for_a_gone_server_no_longer_than_told(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--timeout` is for an answer of the NAS, `--wait` for a build: a NAS that is gone is not waited for as long."""
+    (tmp_path / ".envfabric.json").write_text("{}")
+    os.mkfifo(tmp_path / "index.json")
+    given = ["--root", str(tmp_path), "--timeout", "0.2", "--wait", "100000"]
+    assert commands.main([command[0], *given, *command[1:]]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "has not answered" in told.err
+    assert "within 0.2 s" in told.err
+    assert "--timeout 30" in told.err
+
+
+def test_waiting_ends_in_its_time_where_the_server_is_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`envfabric wait` says so where it never saw the index, and times out where it did."""
+    index = {"schema": 1, "revision": "c" * 40, "python": {}, "environments": {}, "problems": []}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    words = ["wait", "--root", str(tmp_path), "--timeout", "2", "wf/a"]
+    codes: list[int] = []
+    waits = threading.Thread(target=lambda: codes.append(commands.main(words)))
+    waits.start()
+    # As what was read before is replaced by what never answers.
+    os.mkfifo(tmp_path / "hangs")
+    os.rename(tmp_path / "hangs", tmp_path / "index.json")
+    waits.join(60)
+    assert codes in ([124], [1])
+    assert "has not answered" in capsys.readouterr().err
+
+
+def test_runtime_env_takes_the_cluster_of_the_settings(served: Fabric, tmp_path: Path) -> None:
+    """`--config` names the cluster that has to be fit: another patch of Python is said on standard error, beside the
+    JSON; another Ray is refused with the line to write."""
+    for cluster, code, words in (
+        (f'python = "{PATCH}"', 0, f"envfabric: warning: wf/ray has Python 3.{sys.version_info[1]}."),
+        ('version = "2.60.0"', 1, 'Write "ray==2.60.0"'),
+    ):
+        config = tmp_path / "cluster.toml"
+        config.write_text(f'root = "{served.root}"\n[ray]\n{cluster}\n')
+        done = served.command("runtime-env", "wf/ray", "--config", config)
+        assert done.returncode == code, done.stderr
+        assert words in done.stderr
+        assert str(config) in done.stderr
+        if code == 0:
+            assert json.loads(done.stdout) == envfabric.runtime_env("wf/ray", root=served.root)
+
+
 def test_root_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unmounted NAS and an unknown ROOT are named as such."""
     with pytest.raises(envfabric.RootNotFound, match="mounted"):
         envfabric.python("wf/a", root=tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ENVFABRIC_ROOT", raising=False)
-    with pytest.raises(envfabric.RootNotFound, match="ENVFABRIC_ROOT"):
+    with pytest.raises(envfabric.RootNotFound, match="give root=…, set ENVFABRIC_ROOT"):
         envfabric.python("wf/a")
+    with pytest.raises(envfabric.RootNotFound, match="give --root, ENVFABRIC_ROOT"):
+        find_root()
 
 
 def test_pending_is_an_error_or_is_waited_for(fabric: Fabric) -> None:

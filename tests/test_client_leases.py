@@ -22,6 +22,7 @@ from envfabric.store.leases import PROOF, Held, Leases
 from envfabric.store.prepare import init_root
 from envfabric.store.root import Root
 from store.small_venv import fill
+from support.another_user import as_another_user, let_others_in
 from support.fabric import Fabric
 from support.waiting import wait_for
 
@@ -217,6 +218,26 @@ def test_a_fault_that_passes_ends_no_lease(nas: Nas, monkeypatch: pytest.MonkeyP
     assert nas.held() == {}
 
 
+def test_a_renewal_that_hangs_is_a_lease_that_has_run_out(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that does not answer keeps the thread for ever; the lease says all the same that it is not held."""
+    back, hangs = threading.Event(), threading.Event()
+
+    def place(root: Path) -> Path:
+        hangs.set()
+        back.wait()
+        return real(root)
+
+    real = leases.place_of
+    with envfabric.lease(ID, root=nas.root.path, ttl=3) as held:
+        assert held.present
+        monkeypatch.setattr(leases, "place_of", place)
+        assert hangs.wait(60)
+        wait_for(lambda: not held.present, message="it says that it is held")
+        back.set()
+        wait_for(lambda: held.present, message="it does not say that it is held again")
+    assert nas.held() == {}
+
+
 def test_a_renewal_under_way_brings_no_lease_back(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given back between a renewal's beginning and its end: nothing is written any more."""
     held = envfabric.lease(ID, root=nas.root.path)
@@ -348,39 +369,27 @@ def test_a_folder_that_cannot_be_written_says_what_to_do(nas: Nas) -> None:
 @pytest.mark.root
 def test_a_worker_of_another_user(nas: Nas) -> None:
     """Refused with what to do until the folder is opened; then it leases beside the daemon's own user."""
-    # pytest's folders are closed to others; a worker's NAS is not.
-    for folder in (nas.root.path, *nas.root.path.parents):
-        if folder.stat().st_mode & 0o001 == 0:
-            folder.chmod(0o755)
-    assert _as_another_user(nas) == f"chmod 1777 {nas.root.leases}"
+    let_others_in(nas.root.path)
+    assert _leased_by_another_user(nas) == f"chmod 1777 {nas.root.leases}"
     assert nas.held() == {}
     nas.root.leases.chmod(0o1777)
-    assert _as_another_user(nas) == "1"
+    assert _leased_by_another_user(nas) == "1"
     with envfabric.lease(ID, root=nas.root.path):
-        assert _as_another_user(nas) == "2"
+        assert _leased_by_another_user(nas) == "2"
         assert len(nas.held()[DIGEST]) == 1
 
 
-def _as_another_user(nas: Nas) -> str:
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
+def _leased_by_another_user(nas: Nas) -> str:
+    """How many lease it then, or what has to be done first."""
+
+    def work() -> str:
         try:
-            os.setgid(65534)
-            os.setuid(65534)
-            try:
-                with envfabric.lease(ID, root=nas.root.path):
-                    answer = str(len(list((nas.root.leases / DIGEST).iterdir())))
-            except envfabric.EnvfabricError as error:
-                answer = str(error).partition("(")[2].partition(")")[0]
-            os.write(writing, answer.encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as answers:
-        told = answers.read()
-    os.waitpid(child, 0)
-    return told
+            with envfabric.lease(ID, root=nas.root.path):
+                return str(len(list((nas.root.leases / DIGEST).iterdir())))
+        except envfabric.EnvfabricError as error:
+            return str(error).partition("(")[2].partition(")")[0]
+
+    return str(as_another_user(work))
 
 
 def test_a_forked_child_gives_nothing_back(nas: Nas) -> None:

@@ -1,19 +1,18 @@
-"""The files that are shipped beside the code: dashboard, systemd unit, example settings, example specs."""
+"""The files that are shipped beside the code: systemd unit, example settings, example specs.
 
-import json
+Dashboards and rules are tried in tests/observing.
+"""
+
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
-
-from envfabric.telemetry.metrics import Metrics
 
 PROJECT = Path(__file__).resolve().parent.parent
 UNIT = PROJECT / "systemd" / "envfabric.service"
@@ -26,29 +25,6 @@ TABLE_KEYS = {
 RUNTIME_ENV_KEYS = {"env_vars", "working_dir", "excludes"}
 
 
-@pytest.fixture(scope="module")
-def dashboard() -> dict[str, Any]:
-    loaded = json.loads((PROJECT / "dashboards" / "envfabric.json").read_text(encoding="utf-8"))
-    assert isinstance(loaded, dict)
-    return loaded
-
-
-def exported_names() -> set[str]:
-    """Every name of a series that the daemon may export, labelled ones without a value yet included."""
-    endings = {
-        "counter": ("_total",),
-        "histogram": ("_bucket", "_sum", "_count"),
-        "gauge": ("",),
-    }
-    return {
-        metric.name + ending for metric in Metrics().registry.collect() for ending in endings[metric.type]
-    }
-
-
-def expressions(dashboard: dict[str, Any]) -> list[str]:
-    return [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-
-
 def spec_id(pyproject: Path) -> str:
     return pyproject.parent.relative_to(EXAMPLES).as_posix()
 
@@ -59,67 +35,6 @@ def exec_start() -> list[str]:
         line for line in UNIT.read_text(encoding="utf-8").splitlines() if line.startswith("ExecStart=")
     ]
     return line.removeprefix("ExecStart=").split()
-
-
-def test_dashboard_can_be_provisioned(dashboard: dict[str, Any]) -> None:
-    """A dashboard dropped into a provisioning folder finds its data source: no import dialog is needed."""
-    assert dashboard["uid"] == "envfabric"
-    assert "__inputs" not in dashboard
-    variables = {variable["name"]: variable for variable in dashboard["templating"]["list"]}
-    assert variables["datasource"]["type"] == "datasource"
-    assert variables["datasource"]["query"] == "prometheus"
-    for panel in dashboard["panels"]:
-        for source in (panel["datasource"], *(target["datasource"] for target in panel["targets"])):
-            assert source == {"type": "prometheus", "uid": "${datasource}"}, panel["title"]
-
-
-def test_every_panel_explains_itself(dashboard: dict[str, Any]) -> None:
-    """Each panel says what it shows and in which unit, and asks for something."""
-    assert len(dashboard["panels"]) >= 8
-    for panel in dashboard["panels"]:
-        assert panel["title"]
-        assert panel["description"], panel["title"]
-        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
-        assert panel["targets"], panel["title"]
-        assert all(target["expr"] for target in panel["targets"]), panel["title"]
-
-
-def test_panels_have_their_own_place(dashboard: dict[str, Any]) -> None:
-    """Panels have ids of their own, stay within Grafana's 24 columns, and none covers another."""
-    panels = dashboard["panels"]
-    assert len({panel["id"] for panel in panels}) == len(panels)
-    taken: dict[tuple[int, int], str] = {}
-    for panel in panels:
-        place = panel["gridPos"]
-        assert place["x"] + place["w"] <= 24, panel["title"]
-        for x in range(place["x"], place["x"] + place["w"]):
-            for y in range(place["y"], place["y"] + place["h"]):
-                assert taken.setdefault((x, y), panel["title"]) == panel["title"]
-
-
-def test_dashboard_asks_only_for_metrics_that_exist(dashboard: dict[str, Any]) -> None:
-    """Every metric that a panel or a variable names is one that the daemon exports."""
-    texts = expressions(dashboard)
-    texts += [str(variable.get("definition", "")) for variable in dashboard["templating"]["list"]]
-    named = {name for text in texts for name in re.findall(r"\benvfabric_\w+", text)}
-    assert named
-    assert named <= exported_names()
-
-
-def test_dashboard_shows_every_phase_and_reason_by_label(dashboard: dict[str, Any]) -> None:
-    """Labels that a panel groups by are labels of the metric: no legend stays empty."""
-    labels = {
-        sample.name: set(sample.labels)
-        for metric in Metrics().registry.collect()
-        for sample in metric.samples
-    }
-    grouped = 0
-    for text in expressions(dashboard):
-        for by, name in re.findall(r"sum by \(([^)]*)\) \((?:\w+\()?(envfabric_\w+)", text):
-            grouped += 1
-            assert name in labels, f"{name} exports nothing at the start"
-            assert set(by.split(", ")) <= labels[name], text
-    assert grouped
 
 
 def test_unit_is_accepted_by_systemd(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ for, it may keep the environment in use, and the lease with it: then a later rou
 
 import argparse
 import contextlib
-import logging
 import os
 import signal
 import statistics
@@ -43,6 +42,7 @@ import ray
 
 from support import ray_ways as ways
 from support.benches import bench_folder
+from support.ray_benches import drive, packages_of, parsed
 from support.ray_nodes import Node, below, installers, lives, now, ray_nodes, started_at
 from support.waiting import wait_for
 
@@ -179,16 +179,12 @@ def measure(given: argparse.Namespace, requirements: Sequence[str], console: Con
     """Whether ours left nothing on the nodes, and was leased by each."""
     with contextlib.ExitStack() as ends:
         folder = ends.enter_context(bench_folder(given.folder))
-        if given.root:
-            packages = ways.served(folder, given.root, given.spec, given.bare, requirements, given.wheels)
-        else:
-            packages = ways.made(folder, requirements, given.wheels)
+        packages = packages_of(given, folder, requirements)
         bare = ways.bare_python(folder, packages)
         names = [f"node-{number}" for number in range(1, given.nodes + 1)]
         each = -(-given.workers // given.nodes)
         address, nodes = ends.enter_context(ray_nodes(dict.fromkeys(names, bare), cpus=each))
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        ends.callback(ray.shutdown)
+        drive(address, ends)
         wait_for(lambda: set(names) <= alive(), timeout=60, message="not all nodes are up")
         chosen = [ways.PLUGIN, *given.peers]
         found: dict[str, list[Start]] = {way: [] for way in chosen}
@@ -215,15 +211,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="starts of ours")
     parser.add_argument("--peer-rounds", type=int, default=1, help="starts of each peer")
     parser.add_argument("--peers", nargs="*", choices=ways.PEERS, default=[ways.PIP, ways.UV])
-    parser.add_argument("--folder", type=Path, help="where to work; the temporary folder by default")
-    parser.add_argument("--wheels", type=Path, help="a folder of wheels to be taken instead of the index's")
-    parser.add_argument("--root", type=Path, help="a fabric that serves the set already")
-    parser.add_argument("--spec", help="the id there of an environment with the set")
-    parser.add_argument("--bare", help="the id there of one with Ray, and without the set")
-    parser.add_argument("requirements", nargs="*", help="names of the set; a heavy one by default")
-    given = parser.parse_args()
-    if given.root and not (given.spec and given.bare and given.requirements):
-        parser.error("--root needs --spec, --bare and the names of the set")
+    given = parsed(parser)
     good = measure(given, given.requirements or list(HEAVY), Console(width=130))
     raise SystemExit(0 if good else 1)
 

@@ -32,7 +32,6 @@ rounds on, where a figure is not what is promised.
 
 import argparse
 import contextlib
-import logging
 import os
 import statistics
 import sys
@@ -46,19 +45,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-# Of Ray's, before it is imported.
-os.environ["RAY_AUTH_MODE"] = "disabled"
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-# Below `uv run` Ray would have each worker started by uv.
-os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from support.ray_user import RAY
+
+# What Ray reads when it is imported.
+os.environ |= RAY | {"RAY_AUTH_MODE": "disabled"}
 
 import ray
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.first_import import state
 from support import ray_ways as ways
 from support.benches import bench_folder
+from support.ray_benches import drive, packages_of, parsed
 from support.ray_nodes import Node, installers, lives, now, ray_nodes, started_at
 from support.waiting import wait_for
 
@@ -252,16 +251,12 @@ def measure(given: argparse.Namespace, requirements: Sequence[str], console: Con
     """One set on a cluster of its own; whether all is as it should be."""
     with contextlib.ExitStack() as ends:
         folder = ends.enter_context(bench_folder(given.folder))
-        if given.root:
-            packages = ways.served(folder, given.root, given.spec, given.bare, requirements, given.wheels)
-        else:
-            packages = ways.made(folder, requirements, given.wheels)
+        packages = packages_of(given, folder, requirements)
         pythons = {"full": ways.full_python(folder, packages)}
         if given.peers:
             pythons["bare"] = ways.bare_python(folder, packages)
         address, nodes = ends.enter_context(ray_nodes(pythons, cpus=1))
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        ends.callback(ray.shutdown)
+        drive(address, ends)
         before = state(packages.closure)
         found = Bench(packages, nodes, folder).run(max(1, given.rounds), given.peers, given.peer_rounds)
         changed = sorted(path for path, _ in state(packages.closure).items() ^ before.items())
@@ -285,15 +280,7 @@ def main() -> None:
     )
     parser.add_argument("--peer-rounds", type=int, default=3, help="samples of each peer")
     parser.add_argument("--peers", nargs="*", choices=ways.PEERS, default=list(ways.PEERS))
-    parser.add_argument("--folder", type=Path, help="where to work; the temporary folder by default")
-    parser.add_argument("--wheels", type=Path, help="a folder of wheels to be taken instead of the index's")
-    parser.add_argument("--root", type=Path, help="a fabric that serves the set already")
-    parser.add_argument("--spec", help="the id there of an environment with the set")
-    parser.add_argument("--bare", help="the id there of one with Ray, and without the set")
-    parser.add_argument("requirements", nargs="*", help="names of a set; a small and a heavy one by default")
-    given = parser.parse_args()
-    if given.root and not (given.spec and given.bare and given.requirements):
-        parser.error("--root needs --spec, --bare and the names of the set")
+    given = parsed(parser)
     console = Console(width=160)
     sets = [given.requirements] if given.requirements else [SMALL, HEAVY]
     good = [measure(given, one, console) for one in sets]

@@ -1,6 +1,7 @@
 """A step's bounds: ended once and for all, from any thread, and known to whatever runs within."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -72,3 +73,23 @@ def test_time_that_is_over_is_told() -> None:
     with scope.entered():
         scope.check()
         current().check("uv sync", "said")
+
+
+def test_a_step_that_is_paused_uses_up_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is waited for in a pause does not count; what is done before and after it does, and `end` ends both."""
+    clock = [100.0]
+    monkeypatch.setattr("envfabric.build.scope.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    scope = Scope("building", 60)
+    with scope.entered():
+        clock[0] += 50
+        with scope.paused():
+            clock[0] += 1000
+            scope.check()
+        clock[0] += 9
+        scope.check()
+        clock[0] += 1
+        with pytest.raises(SpecError, match="ran longer than 60 s"):
+            scope.check()
+        with scope.paused(), pytest.raises(Stopped):
+            scope.end()
+            scope.check()

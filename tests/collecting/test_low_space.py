@@ -88,7 +88,7 @@ def disk(world: World, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     def statvfs(path: Path) -> Any:
         assert path == world.root.path
-        return SimpleNamespace(f_bavail=told.free, f_blocks=100, f_favail=0, f_files=0)
+        return SimpleNamespace(f_bavail=told.free, f_blocks=100, f_frsize=1, f_favail=0, f_files=0)
 
     monkeypatch.setattr(os, "statvfs", statvfs)
     return told

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from envfabric.client.findings import Finding
 from envfabric.store.files import Files
 from envfabric.store.prepare import init_root
 from envfabric.store.root import Root
+from envfabric.store.writer import Writer
 from support.fabric import BASE_PYTHON
 
 PLAIN, WITH_RAY = "a1" * 32, "b2" * 32
@@ -60,12 +62,30 @@ class Nas:
             "problems": [],
         } | top
         Files().write_atomic(self.root.index, json.dumps(index).encode())
+        self.root.index.chmod(0o644)
         return index
 
-    def look(self, timeout: float = 60.0) -> dict[str, Finding]:
+    def fake(self, name: str, script: str) -> Path:
+        """An interpreter of a line or two, which every user can reach as far as it depends on ROOT."""
+        path = self.root.pythons / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        return path
+
+    def look(self, timeout: float = 60.0, **options: Any) -> dict[str, Finding]:
         """What is found, by check: the last of each."""
-        found = doctor.look(self.path, None, ray=False, timeout=timeout)
+        found = doctor.look(self.path, None, ray=False, timeout=timeout, **options)
         return {one.check: one for one in found}
+
+
+OF_THE_MACHINE = {"file system", "space"}
+"""Checks whose outcome is the test machine's own."""
+
+
+def trouble(found: dict[str, Finding]) -> list[str]:
+    """The checks with a warning or a problem that a test has made."""
+    bad = {"warning", "problem"}
+    return [name for name, one in found.items() if one.level in bad and name not in OF_THE_MACHINE]
 
 
 def spoil_library(nas: Nas, name: str) -> None:
@@ -76,7 +96,7 @@ def spoil_library(nas: Nas, name: str) -> None:
 
 
 @pytest.fixture
-def nas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nas:
+def nas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nas]:
     for name in [one for one in os.environ if one.startswith(("ENVFABRIC_", "RAY_"))]:
         monkeypatch.delenv(name)
     # No settings of this machine.
@@ -84,6 +104,9 @@ def nas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nas:
     made = Nas(init_root(tmp_path / "nas", Files()))
     for name in (PLAIN, WITH_RAY):
         made.python(name).parent.mkdir(parents=True)
-        made.link(name, BASE_PYTHON)
+        made.link(name, made.fake("python3", f'exec {BASE_PYTHON} "$@"'))
     made.publish()
-    return made
+    for folder in (made.path, made.root.store, made.root.pythons):
+        folder.chmod(0o755)
+    with Writer(made.root, Files()).acquire():
+        yield made

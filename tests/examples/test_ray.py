@@ -6,7 +6,9 @@ The driver is the tests' own interpreter, which has Ray and nothing of what the 
 import importlib.util
 import json
 import os
+import platform
 import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,8 +18,10 @@ import pytest
 from packaging.version import Version
 
 import envfabric
+from envfabric.client.fitting import MATCH_LEVEL
 from examples.demo import EXAMPLES, Demo
 from support.namespace import run_alone
+from support.ray_user import ray_user
 
 RAY_TIMEOUT = 150.0
 
@@ -59,16 +63,7 @@ def ray_environment(demo: Demo, tmp_path: Path) -> Iterator[dict[str, str]]:
     home.mkdir()
     # The sockets' paths have to stay below 108 bytes.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as short:
-        yield {
-            "PATH": os.environ["PATH"],
-            "HOME": str(home),
-            "LC_ALL": "C.UTF-8",
-            "ENVFABRIC_ROOT": str(demo.nas),
-            "RAY_TMPDIR": short,
-            "RAY_USAGE_STATS_ENABLED": "0",
-            # Below `uv run` Ray would have each worker started by uv.
-            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        }
+        yield ray_user(home, demo.nas) | {"RAY_TMPDIR": short}
 
 
 def served_prefix(demo: Demo, spec_id: str) -> str:
@@ -124,3 +119,31 @@ def test_environment_without_ray_is_refused_at_once(demo: Demo) -> None:
     """A task would hang for ever in an environment without Ray; `runtime_env` says so instead."""
     with pytest.raises(envfabric.EnvironmentFailed, match=r"etl/extract has no ray"):
         envfabric.runtime_env("etl/extract", root=demo.nas)
+
+
+def test_example_job_minds_no_patch_version(tmp_path: Path) -> None:
+    """Where an environment has another patch version of this Python, ray_job.py says so in one line and has Ray compare
+    minor versions only: by itself it prints a traceback for each worker."""
+    mine = platform.python_version()
+    environments = {
+        name: {"ray_version": "2.60.0", "python_version": version, "runtime_env": {"env_vars": {}}}
+        for name, version in (("wf/same", mine), ("wf/patch", f"{mine}9"), ("wf/minor", "3.9.1"))
+    }
+    index = {"python": dict.fromkeys(environments, sys.executable), "environments": environments}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    code = "import json, pathlib, ray_job; print(json.dumps(ray_job.ready(pathlib.Path('.'))), file=open('told', 'w'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(EXAMPLES), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "told").read_text())
+    assert {name: one["env_vars"] for name, one in told.items()} == {
+        "wf/same": {},
+        "wf/patch": {MATCH_LEVEL: "minor"},
+        "wf/minor": {},
+    }
+    assert done.stderr == f"wf/patch has Python {mine}9, this is {mine}: Ray is told not to mind.\n"

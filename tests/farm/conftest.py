@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from envfabric.build.environment import Recipe, recipe_of
 from farm.ray_cluster import VARIABLES, RayCluster
 from locks.conftest import place as place
 from support.fabric import Fabric
+from support.place import Place
 from support.simple_index import LONGEST_HOLD, SimpleIndex
 from support.spec_repo import SpecRepo
 from support.waiting import wait_for
@@ -65,21 +67,32 @@ def index(tmp_path: Path) -> Iterator[HoldingIndex]:
         yield started
 
 
+@pytest.fixture
+def recipe(place: Place) -> Recipe:
+    """What beta and alpha are built from."""
+    spec = place.spec(["beta"])
+    return recipe_of(spec, place.get(spec))
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     with RayCluster(tmp_path_factory.mktemp("home")) as started:
-        started.start("one")
-        started.start("two")
-        started.joined("one", "two")
         yield started
 
 
 @pytest.fixture
-def farm(tmp_path: Path, index: HoldingIndex, cluster: RayCluster) -> Fabric:
+def nodes(cluster: RayCluster) -> RayCluster:
+    """The cluster, with the nodes one and two, whatever was done to it before."""
+    cluster.has("one", "two")
+    return cluster
+
+
+@pytest.fixture
+def farm(tmp_path: Path, index: HoldingIndex, nodes: RayCluster) -> Fabric:
     """A fabric whose daemon builds on the cluster, one closure on a node at a time."""
     fabric = Fabric(tmp_path, index, SpecRepo(tmp_path / "specs"), variables=dict(VARIABLES))
     fabric.settings = {
         "builders": 3,
-        "farm": {"executor": "ray", "address": cluster.address, "per_node": 1},
+        "farm": {"executor": "ray", "address": nodes.address, "per_node": 1},
     }
     return fabric

@@ -22,6 +22,15 @@ VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 """What a driver on this machine needs, too."""
+_ALIVE = """
+import sys, time
+from ray._raylet import GcsClient
+client, wanted = GcsClient(address=sys.argv[1]), sorted(sys.argv[2:])
+# One that was lost may be there twice for a while.
+while sorted(one.node_name for one in client.get_all_node_info().values() if one.state == 0) != wanted:
+    time.sleep(0.1)
+"""
+"""Waits until the cluster takes these nodes, and no others, for alive."""
 _RAY = "from ray.scripts.scripts import main; main()"
 
 
@@ -33,14 +42,20 @@ class RayCluster:
         self._ends = contextlib.ExitStack()
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
         self._places: dict[str, Path] = {}
+        self._changed = True
+        """Whether nodes came or went since the cluster was last seen to know."""
         self.address = ""
 
     def __enter__(self) -> Self:
-        place = self.start("head", cpus=0)
-        current = place / "ray_current_cluster"
-        self._wait("head", current.exists)
-        self._wait("head", lambda: bool(current.read_text().strip()))
-        self.address = current.read_text().strip()
+        with contextlib.ExitStack() as failing:
+            # What was started does not outlive a start that fails.
+            failing.push(self.__exit__)
+            place = self.start("head", cpus=0)
+            current = place / "ray_current_cluster"
+            self._wait("head", current.exists)
+            self._wait("head", lambda: bool(current.read_text().strip()))
+            self.address = current.read_text().strip()
+            failing.pop_all()
         return self
 
     def __exit__(
@@ -49,6 +64,23 @@ class RayCluster:
         for name in reversed(list(self._nodes)):
             self.lose(name)
         self._ends.close()
+
+    def has(self, *names: str) -> None:
+        """Sees to it that these nodes are there, whatever was lost before, and no others; the cluster knows it."""
+        for name in self._nodes.keys() - {"head", *names}:
+            self.lose(name)
+        missing = [name for name in names if name not in self._nodes]
+        for name in missing:
+            self.start(name)
+        self.joined(*missing)
+        if self._changed:
+            subprocess.run(
+                [sys.executable, "-c", _ALIVE, self.address, "head", *names],
+                env={**os.environ, **VARIABLES},
+                check=True,
+                timeout=240,
+            )
+            self._changed = False
 
     def start(self, name: str, *, cpus: int = 2, within: Sequence[str] = ()) -> Path:
         """Starts a node; `within` is a command that runs it. Gives its RAY_TMPDIR."""
@@ -72,6 +104,7 @@ class RayCluster:
                 stderr=log,
             )
         self._places[name] = place
+        self._changed = True
         return place
 
     def joined(self, *names: str) -> None:
@@ -97,6 +130,7 @@ class RayCluster:
     def lose_raylet(self, name: str) -> None:
         """Kills what makes a node of it, and leaves its workers to find out."""
         node = self._nodes.pop(name)
+        self._changed = True
         for pid in (node.pid, *(one for one in descendants(node.pid) if "raylet/raylet" in words_of(one))):
             _kill(pid)
         node.wait()
@@ -105,6 +139,7 @@ class RayCluster:
         """Kills all of a node at once."""
         pids = self.processes(name)
         node = self._nodes.pop(name)
+        self._changed = True
         for pid in pids:
             _kill(pid)
         node.wait()

@@ -1,10 +1,11 @@
-"""What happens on a node, without a cluster: the process that builds there, and what makes a node unfit."""
+"""What happens on a node, without a cluster: the process that builds there."""
 
+import contextlib
 import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,42 +15,18 @@ from pydantic import ValidationError
 
 from envfabric.build.environment import Builder, Lost, Recipe, recipe_of
 from envfabric.build.farm.executor import site_of
-from envfabric.build.farm.fitness import check_root, check_staging
-from envfabric.build.farm.node import build, release
-from envfabric.build.farm.words import Refused, Site, Task, Word, filled_of, raise_word
+from envfabric.build.farm.words import Task, filled_of, raise_word
 from envfabric.build.filling import Filled, Order, Tell
 from envfabric.build.resolve import Resolver
 from envfabric.build.uv import Uv
 from envfabric.core.errors import StoreError
 from envfabric.service.settings import FarmSettings
 from envfabric.store.closures import Staging
-from envfabric.store.files import Files
+from farm.hands import site, task, words
 from support.fabric import Fabric
 from support.place import Place
 from support.simple_index import SimpleIndex
 from support.waiting import wait_for
-
-Change = Callable[[Site, Recipe], tuple[Site, Recipe]]
-
-
-@pytest.fixture
-def recipe(place: Place) -> Recipe:
-    """What beta and alpha are built from."""
-    spec = place.spec(["beta"])
-    return recipe_of(spec, place.get(spec))
-
-
-def site(place: Place, epoch: int = 1) -> Site:
-    return site_of(place.uv(), epoch, 2)
-
-
-def task(place: Place, recipe: Recipe, staging: Staging, **changed: Any) -> Task:
-    return Task(replace(site(place), **changed), Order(recipe), str(staging.folder), 120.0)
-
-
-def words(wanted: Task) -> Iterator[Word]:
-    """What a hand says."""
-    return (json.loads(one) for one in build(release(), wanted.packed()))
 
 
 @dataclass
@@ -58,6 +35,10 @@ class Hands:
 
     place: Place
     elsewhere: bool = True
+
+    @contextlib.contextmanager
+    def host(self) -> Iterator["Hands"]:
+        yield self
 
     def fill(self, order: Order, staging: Staging, tell: Tell) -> Filled:
         for word in words(Task(site(self.place), order, str(staging.folder), 120.0)):
@@ -99,115 +80,6 @@ def test_what_a_hand_finds_out_is_known_to_the_daemon(place: Place, recipe: Reci
     assert "DAMAGED" not in (again / inside.relative_to(closure)).read_text()
     assert "the cache held other content of alpha than it should" in (again / "build.log").read_text()
     assert os.listdir(place.root.staging) == []
-
-
-def _other_uid(site: Site, recipe: Recipe) -> tuple[Site, Recipe]:
-    return replace(site, uid=site.uid + 1), recipe
-
-
-def _other_root(site: Site, recipe: Recipe) -> tuple[Site, Recipe]:
-    return replace(site, marker=b"{}"), recipe
-
-
-def _no_root(site: Site, recipe: Recipe) -> tuple[Site, Recipe]:
-    return replace(site, root=f"{site.root}/nothing"), recipe
-
-
-def _other_uv(site: Site, recipe: Recipe) -> tuple[Site, Recipe]:
-    return replace(site, uv_version="0.0.1"), recipe
-
-
-def _other_python(site: Site, recipe: Recipe) -> tuple[Site, Recipe]:
-    python = replace(recipe.closure.interpreter, version="3.11.99")
-    return site, replace(recipe, closure=replace(recipe.closure, interpreter=python))
-
-
-def _no_python(site: Site, recipe: Recipe) -> tuple[Site, Recipe]:
-    python = replace(recipe.closure.interpreter, path="/no/such/python3")
-    return site, replace(recipe, closure=replace(recipe.closure, interpreter=python))
-
-
-@pytest.mark.parametrize(
-    ("change", "reason", "told"),
-    [
-        (_other_uid, "store", "Start Ray there as the daemon's user"),
-        (_other_root, "store", "has another folder at"),
-        (_no_root, "store", "does not see ROOT at"),
-        (_other_uv, "internal", "Install uv==0.0.1 in Ray's Python there"),
-        (_other_python, "internal", "Python 3.11.99 for the daemon"),
-        (_no_python, "internal", "does not start there"),
-    ],
-)
-def test_unfit_node_says_what_to_do(
-    place: Place, recipe: Recipe, change: Change, reason: str, told: str
-) -> None:
-    """A node that differs from the daemon's host refuses, names itself and what to do, and leaves nothing."""
-    with place.closures.staging(elsewhere=True) as staging:
-        changed, other = change(site(place), recipe)
-        (word,) = words(Task(changed, Order(other), str(staging.folder), 60.0))
-        assert word["reason"] == reason
-        assert told in word["refused"]
-        assert f"node {os.uname().nodename} " in word["refused"] or "on node " in word["refused"]
-        assert sorted(os.listdir(staging.folder)) == ["closure", "project"]
-        assert os.listdir(staging.closure) == []
-        with pytest.raises(Refused):
-            raise_word(word)
-
-
-def test_another_release_is_not_given_the_task(place: Place, recipe: Recipe) -> None:
-    """A node with another release of the project says so, and reads nothing of the task."""
-    (word,) = (json.loads(one) for one in build("0.0.0", b"not to be read"))
-    assert "environment-fabric[daemon]==0.0.0" in word["refused"]
-
-
-def test_staging_folder_that_is_gone_is_not_made_anew(place: Place, recipe: Recipe) -> None:
-    """A task that comes late, after its folder was removed, refuses."""
-    with place.closures.staging(elsewhere=True) as staging:
-        late = task(place, recipe, staging)
-    (word,) = words(late)
-    assert "is gone, or is not to be seen" in word["refused"]
-    assert os.listdir(place.root.staging) == []
-
-
-def test_folder_that_can_not_be_written_is_the_nodes_fault(place: Place, recipe: Recipe) -> None:
-    """Read-only or squashed mounts fail at the first open. The node is passed over: told as the build's failure, it
-    would be the least loaded one for all the next."""
-    with place.closures.staging(elsewhere=True) as staging:
-        lock = staging.folder.with_name(f"{staging.folder.name}.lock")
-        lock.unlink()
-        # Whoever opens it for writing gets an error, root as well.
-        lock.mkdir()
-        (word,) = words(task(place, recipe, staging))
-        lock.rmdir()
-    assert word["reason"] == "store"
-    assert f"can't write to {staging.folder}" in word["refused"]
-    assert "mount ROOT there read-write" in word["refused"]
-
-
-@pytest.mark.root
-def test_another_user_is_refused(place: Place) -> None:
-    """A node whose Ray runs as another user is found out before it has written anything."""
-    told = site(place)
-    for folder in (place.root.path, *place.root.path.parents):
-        if folder != Path("/tmp"):
-            folder.chmod(0o755 if folder != Path("/") else folder.stat().st_mode & 0o7777)
-    with place.closures.staging(elsewhere=True) as staging:
-        checks: list[Callable[[], None]] = [
-            lambda: check_root(told, place.root, "here"),
-            lambda: check_staging(staging, Files(), "here"),
-        ]
-        if (pid := os.fork()) == 0:
-            code = 1
-            try:
-                os.setuid(65534)
-                code = 2
-                for check in checks:
-                    with pytest.raises(Refused):
-                        check()
-                code = 0
-            finally:
-                os._exit(code)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_hand_ends_with_its_worker(place: Place, recipe: Recipe, own_packages: SimpleIndex) -> None:

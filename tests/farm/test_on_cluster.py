@@ -1,17 +1,29 @@
 """Builds on the nodes of a real cluster, and what becomes of them when a part of it is lost."""
 
 import json
+import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import threading
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
 
+from envfabric.build.environment import Builder, Recipe
+from envfabric.build.farm.executor import Farm, Terms, site_of
+from envfabric.build.scope import Scope
+from envfabric.telemetry.metrics import Metrics
 from farm.conftest import HoldingIndex
-from farm.ray_cluster import RayCluster, words_of
+from farm.ray_cluster import VARIABLES, RayCluster, words_of
 from support.fabric import Fabric, RunningDaemon
 from support.namespace import descendants
+from support.place import Place
 from support.waiting import wait_for
 
 LONG = 180.0
@@ -114,14 +126,14 @@ def test_a_build_ends_with_its_time_and_with_its_commit(farm: Fabric, index: Hol
         assert daemon.events("superseded")
         wait_for(lambda: not uv_processes(farm.root), timeout=LONG, message="uv runs on")
     check_clean(farm)
-    farm.settings["build_timeout"] = 12
+    farm.settings["build_timeout"] = 30
     farm.repo.spec("wf/one", ["slow"])
     third = farm.repo.commit()
     with farm.daemon() as daemon:
         made = daemon.wait_for_index(third, timeout=LONG)
         error = made["environments"]["wf/one"]["error"]
         assert (error["reason"], made["environments"]["wf/one"]["state"]) == ("timeout", "stale")
-        assert "building wf/one ran longer than 12 s" in error["message"]
+        assert "building wf/one ran longer than 30 s" in error["message"]
         wait_for(lambda: not uv_processes(farm.root), timeout=LONG, message="uv runs on")
     check_clean(farm)
 
@@ -186,6 +198,75 @@ def test_a_node_dies_in_the_middle(farm: Fabric, index: HoldingIndex, cluster: R
         log = (farm.root / "store" / entry["serving"] / "build.log").read_text()
         assert "was lost" in log and f"# on node {second}" in log
         check_clean(farm)
+
+
+HOG = """
+import sys, time
+from pathlib import Path
+import ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+@ray.remote(num_cpus=2)
+def hold(path):
+    Path(path + ".held").touch()
+    while not Path(path).exists():
+        time.sleep(0.1)
+ray.get([hold.options(resources={Path(one).name: 1}).remote(one) for one in sys.argv[2:]])
+"""
+"""Fills nodes, each until a file of its name is there."""
+
+
+def test_a_build_does_not_wait_for_a_node_that_others_fill(
+    place: Place, recipe: Recipe, nodes: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build that Ray has wait, for others' tasks, goes to another node as soon as that has room. The log tells of
+    it, and waiting uses up nothing of the build's time."""
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("envfabric.build.farm.remote.PENDING", 1.0)
+    events = list[dict[str, Any]]()
+    log = structlog.wrap_logger(None, processors=[lambda _logger, _level, line: keep(events, line)])
+    monkeypatch.setattr("envfabric.build.farm.remote.logs.get", lambda: log)
+    farm = Farm(partial(site_of, place.uv(), 1, 0), Terms(nodes.address, per_node=1), Metrics())
+    builder = Builder(place.closures, place.files, place.uv(), executor=farm)
+    scope, built = Scope("building", 3600), list[str]()
+
+    def build() -> None:
+        with scope.entered():
+            built.append(builder.build(recipe, lambda phase: None).name)
+
+    def told(event: str) -> list[dict[str, Any]]:
+        return [one for one in events if one["event"] == event]
+
+    holds = {name: tmp_path / name for name in ("one", "two")}
+    hog = subprocess.Popen([sys.executable, "-c", HOG, nodes.address, *map(str, holds.values())])
+    thread = threading.Thread(target=build, daemon=True)
+    try:
+        for path in holds.values():
+            wait_for(path.with_suffix(".held").exists, timeout=LONG, message="the nodes were not filled")
+        thread.start()
+        wait_for(lambda: told("a build waits for its node"), timeout=LONG, message="it does not wait")
+        assert math.isinf(scope.deadline)
+        (first,) = (one["node"].partition(" ")[0] for one in told("build on node"))
+        (other,) = holds.keys() - {first}
+        holds[other].touch()
+        thread.join(LONG)
+        assert len(built) == 1
+        assert not math.isinf(scope.deadline)
+        assert told("a build goes to another node")
+        assert [one["node"].partition(" ")[0] for one in told("build on node")][-1] == other
+        log_of = (place.root.closure(built[0]) / "build.log").read_text()
+        assert f"# on node {other} " in log_of and f"# on node {first} " not in log_of
+        assert os.listdir(place.root.staging) == []
+    finally:
+        for path in holds.values():
+            path.touch()
+        hog.wait(LONG)
+        farm.stop()
+
+
+def keep(events: list[dict[str, Any]], line: Any) -> Any:
+    events.append(dict(line))
+    raise structlog.DropEvent
 
 
 @pytest.mark.root

@@ -9,6 +9,7 @@ from envfabric.index.publisher import Publisher
 from envfabric.index.sequence import AHEAD, Sequence
 from envfabric.store.files import Files
 from envfabric.store.generations import Generations
+from envfabric.store.history import History
 from envfabric.store.root import Root
 from envfabric.store.writer import Writer
 
@@ -80,6 +81,27 @@ def test_spoilt_kept_number_stops_nothing(root: Root, writer: Writer, raw: bytes
     assert index.sequence == 2
     assert int((root.state / "sequence").read_text()) >= 2
     assert json.loads(root.index.read_bytes())["sequence"] == 2
+
+
+@pytest.mark.parametrize("raw", [None, b"x"])
+def test_trail_takes_the_place_of_a_lost_number(root: Root, writer: Writer, raw: bytes | None) -> None:
+    """With index and kept number lost, or an older index put back, the audit trail says how far they had come."""
+    for number in (7, 40):
+        history = History(root, Files())
+        history.note("stopped", sequence=number)
+        history.flush()
+    if raw is not None:
+        (root.state / "sequence").write_bytes(raw)
+    index = restarted(root, writer).publish("c1", {}, ())
+    assert index is not None
+    assert index.sequence > 40
+    old = json.loads(root.index.read_bytes()) | {"sequence": 9}
+    root.index.write_text(json.dumps(old))
+    (root.state / "sequence").unlink()
+    again = restarted(root, writer).publish("c2", {}, ())
+    assert again is not None
+    assert again.sequence > 40
+    assert int((root.state / "sequence").read_text()) >= again.sequence
 
 
 def test_number_that_cannot_be_kept_is_not_given(root: Root) -> None:

@@ -65,4 +65,5 @@ def test_index_whose_links_failed_is_told_all_the_same(
     loop._trail.flush()
     (trail,) = root.history.iterdir()
     told = [json.loads(line) for line in trail.read_text().splitlines()]
-    assert [(one["event"], one["spec"], one["sequence"]) for one in told] == [("serves", "wf/a", 1)]
+    served = [one for one in told if one["event"] != "figures"]
+    assert [(one["event"], one["spec"], one["sequence"]) for one in served] == [("serves", "wf/a", 1)]

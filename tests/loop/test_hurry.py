@@ -35,7 +35,7 @@ class Turn:
             return Evicted(0, 0, 0)
 
         def statvfs(path: object) -> Any:
-            return SimpleNamespace(f_bavail=self.free, f_blocks=100, f_favail=0, f_files=0)
+            return SimpleNamespace(f_bavail=self.free, f_blocks=100, f_frsize=1, f_favail=0, f_files=0)
 
         monkeypatch.setattr(os, "statvfs", statvfs)
         schedule = Schedule(10_000.0, 5.0, prune)

@@ -14,6 +14,7 @@ import pytest
 from examples.conftest import remove
 from support.fabric import BASE_PYTHON, Fabric
 from support.namespace import run_alone
+from support.ray_user import ray_user
 from support.simple_index import SimpleIndex
 from support.spec_repo import SpecRepo
 
@@ -55,6 +56,9 @@ def broken(root: Path) -> None:
     """A ROOT of closures in which no worker could start, each in its own way."""
     (root / "leases").mkdir(parents=True)
     (root / ".envfabric.json").write_text("{}")
+    # Of specs that were removed: nothing is asked of a generation.
+    index = {"schema": 1, "revision": "c" * 40, "python": {}, "environments": {}, "problems": []}
+    (root / "index.json").write_text(json.dumps(index))
     ours = ".".join(map(str, sys.version_info[:3]))
     # An ELF file for a processor that there is not.
     alien = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00\xfe\xca" + bytes(44)
@@ -93,14 +97,7 @@ def seen(ray_fabric: Fabric) -> dict[str, Any]:
     report, home, other = folder / "report.json", folder / "user", folder / "other"
     home.mkdir()
     broken(other)
-    variables = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(home),
-        "LC_ALL": "C.UTF-8",
-        "ENVFABRIC_ROOT": str(ray_fabric.root),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # Below `uv run` Ray would have each worker started by uv.
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    variables = ray_user(home, ray_fabric.root) | {
         "RAY_RUNTIME_ENV_PLUGINS": json.dumps(PLUGIN),
         # No workers that nothing here runs in.
         "RAY_prestart_worker_first_driver": "0",

@@ -27,7 +27,10 @@ import envfabric
 ROOT = Path(os.environ["ENVFABRIC_ROOT"])
 DOCUMENT = Path(__file__).parents[2] / "docs/ray.md"
 LIMIT = 100.0
-"""Seconds for what works; what does not has to say so in ten."""
+"""Seconds for what works."""
+SOON, ALONE = 10.0, 2
+"""Seconds in which what does not work has to say so; and how often it is timed alone where it took longer among many
+others, on a machine with other work."""
 STORE = 80_000_000
 TTL = 3.0
 PLUGGED = {"plugged": 0.01}
@@ -179,7 +182,16 @@ def all_refused(dashboard: str | None, other: Path) -> dict[str, dict[str, Any]]
             name: {way: pool.submit(refused, functools.partial(how, envs[name])) for way, how in ways.items()}
             for name in names
         }
-        return {name: {way: one.result() for way, one in found.items()} for name, found in waits.items()}
+        found = {name: {way: one.result() for way, one in all_of.items()} for name, all_of in waits.items()}
+    # How soon it is said is a promise for each by itself: what was late among many is timed once more, alone.
+    for name, all_of in found.items():
+        for way, one in all_of.items():
+            for number in range(ALONE):
+                if one["seconds"] < SOON:
+                    break
+                again = {**envs[name], "env_vars": {**envs[name].get("env_vars", {}), "AGAIN": str(number)}}
+                one |= refused(functools.partial(ways[way], again)) | {"alone": number + 1}
+    return found
 
 
 def shipped() -> dict[str, str]:
@@ -194,10 +206,20 @@ def shipped() -> dict[str, str]:
     return folders
 
 
-def example() -> str:
-    """The first block of code of the document, for an environment that is here."""
+def example(address: str) -> str:
+    """What the document's program prints, run as it stands there for an environment that is here."""
     block = DOCUMENT.read_text().partition("```python\n")[2].partition("```")[0]
-    return block.replace("ray.init()\n", "").replace("forecast/score", "wf/moves")
+    program = Path("example.py")
+    program.write_text(block.replace("forecast/score", "wf/moves").replace("/mnt/nas", str(ROOT)))
+    done = subprocess.run(
+        [sys.executable, program],
+        env=os.environ | {"RAY_ADDRESS": address},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 def run(cluster: Cluster, dashboard: str | None, other: Path) -> dict[str, Any]:
@@ -253,9 +275,7 @@ def run(cluster: Cluster, dashboard: str | None, other: Path) -> dict[str, Any]:
     words = ["rollback", "wf/moves", "--to", "1", "--config", str(config)]
     done = subprocess.run([sys.executable, "-m", "envfabric", *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    after: dict[str, Any] = {"score": ray.remote(look)}
-    exec(example(), after)
-    told["generations"] = [told["ran"]["moves"]["version"], after["found"]["version"]]
+    told["generations"] = [told["ran"]["moves"]["version"], example(cluster.address)]
     part("generations")
 
     # Another driver, which decides for what is written by hand; and Ray ships folders for a job only.

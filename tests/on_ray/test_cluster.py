@@ -84,13 +84,13 @@ REFUSED = {
 @pytest.mark.parametrize("case", list(REFUSED))
 def test_what_would_hang_is_an_error_that_names_the_cause(seen: dict[str, Any], case: str, way: str) -> None:
     """Every case in which Ray alone would hang, or run the wrong Python, is an error within ten seconds, for a task,
-    an actor and a submitted job."""
+    an actor and a submitted job. What took longer among all the others was tried again by itself."""
     found = seen["refused"][case][way]
     kinds = {"task": "RuntimeEnvSetupError", "actor": "RuntimeEnvSetupError", "job": "RuntimeError"}
     assert found["kind"] == kinds[way], found["text"]
     for word in REFUSED[case]:
         assert word in found["text"]
-    assert found["seconds"] < 10, "Ray's three tries and the plugin's patience together"
+    assert found["seconds"] < 10, f"Ray's three tries and the plugin's patience together, {found}"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_client_refuses_it_before_ray_is_asked(
     found = seen["refused"][case]["client"]
     assert found["kind"] == kind, found["text"]
     assert words in found["text"]
-    assert found["seconds"] < 10
+    assert found["seconds"] < 10, found
 
 
 def test_lease_lasts_as_long_as_the_actor(ray_fabric: Fabric, seen: dict[str, Any]) -> None:
@@ -131,9 +131,12 @@ def test_lease_lasts_as_long_as_the_actor(ray_fabric: Fabric, seen: dict[str, An
     assert found["given back"]
 
 
-def test_new_generation_is_used_by_new_tasks(seen: dict[str, Any]) -> None:
+def test_new_generation_is_used_by_new_tasks(ray_fabric: Fabric, seen: dict[str, Any]) -> None:
     """Ray caches runtime_envs by their text, which has the digest in it."""
-    assert seen["generations"] == ["4.12.0", "4.9.0"]
+    before, after = seen["generations"]
+    assert before == "4.12.0"
+    # As the document's own program says it.
+    assert after == f"humanize 4.9.0 in {prefix_of(ray_fabric, 'wf/moves')}"
 
 
 def test_driver_decides_what_is_written_by_hand(ray_fabric: Fabric, seen: dict[str, Any]) -> None:
@@ -153,7 +156,7 @@ def test_code_of_the_document_is_what_runs_here() -> None:
     story = Path(__file__).with_name("story.py").read_text()
     blocks = re.findall(r"```(\w*)\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     (python,) = [text for kind, text in blocks if kind == "python"]
-    assert python.count("ray.init()\n") == python.count("forecast/score") == python.count("found = ") == 1
+    assert python.count('"forecast/score", root="/mnt/nas"') == 1
     shell = [line for kind, text in blocks if kind == "sh" for line in text.splitlines()]
     assert shell == [
         f"export RAY_RUNTIME_ENV_PLUGINS='{json.dumps(PLUGIN)}'",

@@ -4,7 +4,6 @@ import asyncio
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 import sys
 import threading
@@ -15,11 +14,14 @@ from typing import Any
 import pytest
 
 from envfabric.client.attempt import Attempt
+from envfabric.client.driver import decided
+from envfabric.client.index import EnvironmentFailed
+from envfabric.client.runtime import added_by
 from envfabric.client.wanted import parse
 from examples.conftest import remove
+from support.another_user import as_another_user, let_others_in
 from support.waiting import wait_for
 
-NOBODY = 65534
 LOGGER = logging.getLogger(__name__)
 
 
@@ -41,6 +43,9 @@ def mount(tmp_path: Path) -> Iterator[Path]:
     generation.mkdir(parents=True)
     (generation / "metadata.json").write_text('{"runtime_env": {"env_vars": {"OLD": "1"}}}')
     (generation / ".venv").symlink_to(closure / ".venv")
+    known: dict[str, Any] = {"wf/node": {}, "wf/other": {}}
+    index = {"schema": 1, "revision": "c" * 40, "python": {}, "environments": known, "problems": []}
+    (root / "index.json").write_text(json.dumps(index))
     (root / ".envfabric.json").write_text("{}")
     (root / "leases").mkdir()
     for path in (root, *root.rglob("*")):
@@ -48,40 +53,21 @@ def mount(tmp_path: Path) -> Iterator[Path]:
             path.chmod(0o555 if path.is_dir() else 0o444)
     (closure / ".venv/bin/python").chmod(0o555)
     (root / "leases").chmod(0o1777)
-    # pytest's folders are closed to others; a worker's NAS is not.
-    for folder in tmp_path.parents:
-        if folder.stat().st_mode & 0o001 == 0:
-            folder.chmod(0o755)
-    tmp_path.chmod(0o755)
+    let_others_in(tmp_path)
     yield root
     remove(root)
 
 
-def as_another_user(work: Callable[[], Any], *, stays: bool = False) -> Any:
-    """What it gives, done by a child that root has made another user, unless it `stays`; an ordinary user does."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            # Here, so that the tests' own process has no Ray, which the client would go by; and before the user
-            # changes, who may not be let into the tests' own packages.
-            from envfabric.client import plugin  # noqa: F401
+def on_a_node(work: Callable[[], Any], *, stays: bool = False) -> Any:
+    """What it gives, done by a child with Ray in it: the client goes by the Ray of its own process."""
 
-            if os.geteuid() == 0 and not stays:
-                os.setgroups([])
-                os.setgid(NOBODY)
-                os.setuid(NOBODY)
-            os.write(writing, json.dumps(work()).encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as answers:
-        told = answers.read()
-    os.waitpid(child, 0)
-    return json.loads(told)
+    def prepare() -> None:
+        from envfabric.client import plugin  # noqa: F401
+
+    return as_another_user(work, prepare=prepare, stays=stays)
 
 
-def used(root: Path, **options: Any) -> dict[str, Any]:
+def used(root: Path, /, **options: Any) -> dict[str, Any]:
     """What an agent does for the first worker of an environment, and after its last."""
     from envfabric.client.plugin import EnvfabricPlugin
 
@@ -102,14 +88,14 @@ def used(root: Path, **options: Any) -> dict[str, Any]:
 
 def test_reads_root_and_writes_leases(mount: Path) -> None:
     """All that a node's user needs to write is the folder of the leases; it is given back there, too."""
-    assert as_another_user(lambda: used(mount)) == {"held": ["abc"]}
+    assert on_a_node(lambda: used(mount)) == {"held": ["abc"]}
 
 
 def test_leases_that_can_not_be_written(mount: Path) -> None:
     """Refused, as the closure could be removed under its workers: with the folder, and each way out. Without a lease
     it runs where that is asked for."""
     (mount / "leases").chmod(0o555)
-    told = as_another_user(lambda: used(mount))["error"]
+    told = on_a_node(lambda: used(mount))["error"]
     for words in (
         f"chmod 1777 {mount}/leases",
         "set leases",
@@ -117,13 +103,13 @@ def test_leases_that_can_not_be_written(mount: Path) -> None:
         "only what a generation serves",
     ):
         assert words in told
-    assert as_another_user(lambda: used(mount, lease=False)) == {"held": []}
+    assert on_a_node(lambda: used(mount, lease=False)) == {"held": []}
 
 
 def test_one_without_a_lease_is_not_enough_for_the_next(mount: Path) -> None:
     """Ray asks once for what it has: with and without a lease are two things for it."""
     value = {"id": "wf/node", "digest": "abc"}
-    assert parse(value).uri != parse({**value, "lease": False}).uri
+    assert parse(value).uri() != parse({**value, "lease": False}).uri()
 
 
 def contexts(root: Path) -> dict[str, Any]:
@@ -136,18 +122,24 @@ def contexts(root: Path) -> dict[str, Any]:
     value = {"id": "wf/node", "digest": "abc", "root": str(root), "ttl": 3}
     python = str(root / "store/abc/.venv/bin/python")
     plugin = EnvfabricPlugin()
-    (uri,) = plugin.get_uris(RuntimeEnv(envfabric=value))
-    asyncio.run(plugin.create(uri, RuntimeEnv(envfabric=value), RuntimeEnvContext(), LOGGER))
     told: dict[str, Any] = {}
-    by_hand = RuntimeEnv(envfabric=value)
-    for name, env in (("by hand", by_hand), ("client", RuntimeEnv(envfabric=value, py_executable=python))):
+    envs = {
+        "by hand": RuntimeEnv(envfabric=value),
+        "client": RuntimeEnv(envfabric=value, py_executable=python),
+        "unleased": RuntimeEnv(envfabric={**value, "lease": False}),
+    }
+    uris = {name: plugin.get_uris(env)[0] for name, env in envs.items()}
+    for name, env in envs.items():
+        asyncio.run(plugin.create(uris[name], env, RuntimeEnvContext(), LOGGER))
         context = RuntimeEnvContext()
-        plugin.modify_context([uri], env, context, LOGGER)
+        plugin.modify_context([uris[name]], env, context, LOGGER)
         told[name] = [context.py_executable == python, context.env_vars.get("OLD")]
+    told["leases"] = len(list((root / "leases").glob("*/*")))
     (root / "store").chmod(0o755)
     (root / "store/abc").rename(root / "store/def")
-    wait_for(lambda: _refuses(plugin, uri, by_hand), timeout=60, message="it is not noticed")
-    return {**told, "gone": _refuses(plugin, uri, by_hand)}
+    for name, env in envs.items():
+        wait_for(lambda: _refuses(plugin, uris[name], env), timeout=60, message="it is not noticed")  # noqa: B023
+    return {**told, "gone": _refuses(plugin, uris["unleased"], envs["unleased"])}
 
 
 def _refuses(plugin: Any, uri: str, env: Any) -> str:
@@ -164,10 +156,11 @@ def _refuses(plugin: Any, uri: str, env: Any) -> str:
 
 def test_what_workers_get(mount: Path) -> None:
     """A value by hand brings the spec's variables; the client has put in those that it meant. Once the closure is gone
-    under those who use it, the next worker is refused and does not hang."""
-    told = as_another_user(lambda: contexts(mount), stays=True)
-    assert told["by hand"] == [True, "1"]
+    under those who use it, leased or not, the next worker is refused and does not hang."""
+    told = on_a_node(lambda: contexts(mount), stays=True)
+    assert told["by hand"] == told["unleased"] == [True, "1"]
     assert told["client"] == [True, None]
+    assert told["leases"] == 2
     assert "was there and is not any more" in told["gone"]
 
 
@@ -212,4 +205,73 @@ def test_a_lease_is_not_renewed_without_a_pause() -> None:
     for ttl in (1e-9, 2.9, 1e6):
         with pytest.raises(ValueError, match="at least 3"):
             parse({**value, "ttl": ttl})
-    assert parse({**value, "ttl": 3}).uri != parse(value).uri
+    assert parse({**value, "ttl": 3}).uri() != parse(value).uri()
+
+
+def test_a_value_by_hand_is_one_thing_for_all_nodes(mount: Path) -> None:
+    """Its variables are those of a generation of that id: of another id's closure it is refused, and where they differ
+    from generation to generation the number has to be in it. Of a spec that was removed there are none."""
+    generations = mount / "generations/wf"
+    for folder in (generations, generations / "node"):
+        folder.chmod(0o755)
+    newer = generations / "node/2"
+    newer.mkdir()
+    (newer / "metadata.json").write_text('{"runtime_env": {"env_vars": {"OLD": "2"}}}')
+    (newer / ".venv").symlink_to(mount / "store/abc/.venv")
+    value = {"id": "wf/node", "digest": "abc"}
+
+    def adds(alike: bool = True, **changed: Any) -> dict[str, Any]:
+        return added_by(mount, parse({**value, **changed}), alike=alike)
+
+    with pytest.raises(EnvironmentFailed, match=r'generations 1 and 2 of wf/node .*"generation": 2'):
+        adds()
+    assert [adds(generation=number)["env_vars"]["OLD"] for number in (1, 2)] == ["1", "2"]
+    # A driver decides once, for all.
+    assert adds(alike=False)["env_vars"] == {"OLD": "2"}
+    (newer / "metadata.json").write_text('{"runtime_env": {"env_vars": {"OLD": "1"}, "excludes": ["x"]}}')
+    assert adds()["env_vars"] == {"OLD": "1"}
+    for changed in ({"id": "wf/other"}, {"generation": 3}):
+        with pytest.raises(EnvironmentFailed, match=r"no generation .*another spec's.*envfabric history wf/"):
+            adds(**changed)
+    assert adds(id="wf/removed") == {}
+
+
+def test_what_ray_counts_the_uses_of() -> None:
+    """What is ready by the client's value is not enough for one by hand, which brings variables, nor one generation's
+    for another's."""
+    value = {"id": "wf/node", "digest": "abc", "root": "/nas"}
+    client = parse(value).uri("wrap /nas/store/abc/.venv/bin/python -X dev")
+    others = (None, "/nas/store/abc/.venv/bin/python3", "/x/nas/store/abc/.venv/bin/python", "python")
+    assert {parse(value).uri(one) for one in others} == {f"{client}?by-hand"}
+    assert len({client, parse(value).uri(), *(parse({**value, "generation": n}).uri() for n in (1, 2))}) == 4
+    for wrong in (0, True, "1"):
+        with pytest.raises(ValueError, match="envfabric history"):
+            parse({**value, "generation": wrong})
+    with pytest.raises(ValueError, match="its digest"):
+        parse({"id": "wf/node", "generation": 1})
+
+
+def test_root_that_a_node_does_not_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody gives a node a flag: it says what to set before `ray start`, or what to write into the value."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ENVFABRIC_ROOT", raising=False)
+    monkeypatch.delenv("ENVFABRIC_CONFIG", raising=False)
+    told = on_a_node(lambda: used(tmp_path, root=None), stays=True)["error"]
+    assert "export ENVFABRIC_ROOT before `ray start` on" in told
+    assert "give root in the value" in told
+    assert "--root" not in told
+
+
+def test_what_the_driver_has_decided_is_looked_at(mount: Path) -> None:
+    """The hook passes on what the client made, where its interpreter is still there; a path that only has the digest in
+    it is no decision."""
+    python = str(mount / "store/abc/.venv/bin/python")
+    value = {"id": "wf/node", "digest": "abc", "root": str(mount)}
+    made = {"envfabric": value, "py_executable": f"wrap {python}"}
+    assert decided(made) is made
+    with pytest.raises(EnvironmentFailed, match="another interpreter"):
+        decided({"envfabric": value, "py_executable": f"{python}3.99"})
+    (mount / "store").chmod(0o755)
+    (mount / "store/abc").rename(mount / "store/def")
+    with pytest.raises(EnvironmentFailed, match="is not there on"):
+        decided(made)

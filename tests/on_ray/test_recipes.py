@@ -13,6 +13,7 @@ from on_ray.conftest import RAY
 from recipes.written import copied, documents
 from support.fabric import Fabric
 from support.namespace import run_alone
+from support.ray_user import ray_user
 
 STORY = Path(__file__).with_name("recipes_story.py")
 
@@ -38,15 +39,10 @@ def told(
     home.mkdir()
     (cluster,) = documents("raycluster.yaml")
     (container,) = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
-    variables = {one["name"]: one["value"] for one in container["env"]} | {
-        "ENVFABRIC_ROOT": str(ray_fabric.root),
+    variables = {one["name"]: one["value"] for one in container["env"]} | ray_user(home, ray_fabric.root)
+    variables |= {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": str(STORY.parents[1]),
-        "HOME": str(home),
-        "LC_ALL": "C.UTF-8",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # Below `uv run` Ray would have each worker started by uv.
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     }
     # The sockets' paths have to stay below 108 bytes.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as short:

@@ -72,6 +72,7 @@ def test_lost_closure(fabric: Fabric, daemon: RunningDaemon) -> None:
         assert index["environments"][spec_id]["error"] is None
     assert index["environments"]["wf/c"] == before["environments"]["wf/c"]
     assert daemon.metric("envfabric_builds_total") == builds + 1
+    assert daemon.metric("envfabric_drift_total", kind="closure") == 1
     assert daemon.metric("envfabric_reconcile_failures_total") == 0
 
 
@@ -82,6 +83,7 @@ def test_broken_seal(fabric: Fabric, daemon: RunningDaemon) -> None:
     remove(fabric.root / "store" / name / "manifest")
     index = changed(fabric, before, "wf/c")
     assert index["environments"]["wf/c"]["serving"] == f"{name}-2"
+    assert daemon.metric("envfabric_drift_total", kind="seal") == 1
     assert index["environments"]["wf/a"] == before["environments"]["wf/a"]
     fabric.python("wf/c", "import alpha")
 
@@ -100,6 +102,7 @@ def test_damaged_generation(fabric: Fabric, daemon: RunningDaemon, what: str) ->
     assert json.loads(file_of(fabric, "wf/a", 2, "metadata.json").read_bytes())["lock_origin"] == "resolved"
     assert file_of(fabric, "wf/a", 2, ".venv/bin/python").exists()
     assert not file_of(fabric, "wf/a", 1, "").exists()
+    assert daemon.metric("envfabric_drift_total", kind="generation") == 1
     wait_for(
         lambda: os.readlink(fabric.root / "envs/wf/a").endswith("/2"), message="the path for people is stale"
     )

@@ -14,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from envfabric.core.errors import ConfigError, Reason
 from envfabric.index.document import Entry, Failure, Index, to_json
-from envfabric.service.http import LOOP_BOUND, HttpServer, Shown, is_near, page
+from envfabric.service.http import LOOP_BOUND, HttpServer, Shown, accepts_gzip, is_near
+from envfabric.service.page import page
 from envfabric.service.settings import Settings, address
 from envfabric.specs.tree import Problem
 from envfabric.store.root import Root
@@ -136,7 +137,7 @@ def test_other_paths_are_not_found(served: Served, path: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "BREW"])
-@pytest.mark.parametrize("path", ["/", "/metrics", "/index.json", "/nowhere"])
+@pytest.mark.parametrize("path", ["/", "/metrics", "/index.json", "/logs/failures/wf/b", "/nowhere"])
 def test_only_reading_is_allowed(served: Served, path: str, method: str) -> None:
     """Nothing can be changed by HTTP: every other method is refused, on every path."""
     assert served.ask(path, method)[0] == 405
@@ -202,9 +203,27 @@ def test_page_escapes_what_others_wrote() -> None:
     """Errors, log paths, problems, ids and the revision can't bring markup into the page."""
     entries = {f"wf/{HTML}": INDEX.entries["wf/b"]}
     text = page(Index(HTML, 1, "", entries, INDEX.problems))
-    assert "<script" not in text
-    assert text.count("&lt;script&gt;") == 6
-    assert "alert('x')" not in text
+    # Its own data and its own script: no third one.
+    assert text.count("<script") == 2
+    assert text.count("</script") == 2
+    assert text.count("&lt;script&gt;") == 5
+    assert "<script>alert" not in text
+
+
+@pytest.mark.parametrize(
+    ("header", "accepted"),
+    [
+        ("", False),
+        ("gzip", True),
+        ("br, GZIP;q=0.5", True),
+        ("gzip;q=0", False),
+        ("gzip;q=0.000, br", False),
+        ("x-gzip", False),
+    ],
+)
+def test_who_gets_gzip(header: str, accepted: bool) -> None:
+    """The page is packed for those who say that they can unpack it."""
+    assert accepts_gzip(header) is accepted
 
 
 def test_taken_port_is_wrong_configuration(served: Served) -> None:

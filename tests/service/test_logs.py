@@ -2,15 +2,20 @@
 
 import io
 import json
+import os
+import socket
+import struct
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 
 from envfabric.core.errors import Reason, SpecError, redact
-from envfabric.telemetry import logs
+from envfabric.telemetry import journal, logs
 
 SECRET = "https://user:s3cret@packages.example/simple"
 
@@ -184,3 +189,102 @@ def test_replaced_stream_is_followed(
     log.info("second")
     assert [line["event"] for line in lines(capsys.readouterr().err)] == ["first"]
     assert [line["event"] for line in lines(other.getvalue())] == ["second"]
+
+
+@pytest.fixture
+def journald(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[socket.socket]:
+    """A socket in the place of journald's; logging is set up as for the journal."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(journal, "leads_to_journal", lambda: True)
+    monkeypatch.setattr(logs, "_to_journal", lambda *_: journal.JournalLogger("journald"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind("journald")
+        channel.settimeout(60)
+        logs.configure("debug")
+        yield channel
+
+
+def fields(data: bytes) -> dict[str, str]:
+    """An entry of journald's protocol."""
+    found = {}
+    while data:
+        line, _, data = data.partition(b"\n")
+        name, is_text, value = line.partition(b"=")
+        if not is_text:
+            (size,) = struct.unpack("<Q", data[:8])
+            value, data = data[8 : 8 + size], data[8 + size + 1 :]
+        found[name.decode()] = value.decode()
+    return found
+
+
+def test_the_journal_gets_fields(journald: socket.socket) -> None:
+    """Each value is a field of its own, the priority is the level's, and the message is for people."""
+    logs.get().error("failed", spec="wf/a", exit_code=3, text="two\nlines ä")
+    entry = fields(journald.recv(65536))
+    assert entry["ENVFABRIC_SPEC"] == "wf/a"
+    assert entry["ENVFABRIC_EXIT_CODE"] == "3"
+    assert entry["ENVFABRIC_TEXT"] == "two\nlines ä"
+    assert entry["MESSAGE"] == "failed spec=wf/a exit_code=3 text=two\nlines ä"
+    assert (entry["PRIORITY"], entry["SYSLOG_IDENTIFIER"]) == ("3", "envfabric")
+
+
+@pytest.mark.parametrize(
+    ("level", "priority"), [("debug", "7"), ("info", "6"), ("warning", "4"), ("error", "3")]
+)
+def test_the_journals_priority_is_the_levels(journald: socket.socket, level: str, priority: str) -> None:
+    """`journalctl -p warning` shows warnings and errors."""
+    getattr(logs.get(), level)("event")
+    assert fields(journald.recv(65536))["PRIORITY"] == priority
+
+
+def test_no_credential_reaches_the_journal(journald: socket.socket) -> None:
+    """Events, values and tracebacks are redacted once they are text."""
+    try:
+        raise RuntimeError(f"no answer from {SECRET}")
+    except RuntimeError as error:
+        logs.get().exception(f"failed {SECRET}", error=error, many=[SECRET])
+    data = journald.recv(65536)
+    assert b"s3cret" not in data
+    entry = fields(data)
+    assert "Traceback" in entry["MESSAGE"]
+    assert entry["ENVFABRIC_ERROR"] == "no answer from https://***@packages.example/simple"
+
+
+def test_a_large_event_reaches_the_journal(journald: socket.socket) -> None:
+    """What is too large for a datagram goes as a sealed file in memory, and a value is cut somewhere."""
+    logs.get().info("large", output="x" * 10_000_000)
+    data, descriptors, _, _ = socket.recv_fds(journald, 16, 1)
+    assert data == b""
+    with open(descriptors[0], "rb") as file:
+        file.seek(0)
+        entry = fields(file.read())
+    assert set(entry["ENVFABRIC_OUTPUT"]) == {"x"}
+    assert len(entry["ENVFABRIC_OUTPUT"]) == 256 * 1024
+
+
+def test_without_journald_the_line_goes_to_standard_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A journald that is away ends nothing, and what was to be told is not lost."""
+    monkeypatch.setattr(journal, "leads_to_journal", lambda: True)
+    monkeypatch.setattr(logs, "_to_journal", lambda *_: journal.JournalLogger("/nowhere/socket"))
+    logs.configure()
+    logs.get().info("event", spec="wf/a")
+    assert "MESSAGE=event spec=wf/a" in capsys.readouterr().err
+
+
+def test_only_the_journals_own_stream_counts(tmp_path: Path) -> None:
+    """Standard error leads to the journal where device and inode are those that systemd names, not by the variable."""
+    code = "import envfabric.telemetry.journal as j; j.SOCKET = '/'; print(j.leads_to_journal())"
+    with (tmp_path / "stderr").open("wb") as stream:
+        own = os.fstat(stream.fileno())
+        for named, expected in (
+            (f"{own.st_dev}:{own.st_ino}", "True"),
+            (f"{own.st_dev}:1", "False"),
+            ("", "False"),
+        ):
+            env = {**os.environ, "JOURNAL_STREAM": named}
+            done = subprocess.run(
+                [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=stream, env=env, text=True
+            )
+            assert done.stdout.strip() == expected

@@ -12,13 +12,16 @@ COUNTERS = {
     "reconciles_total", "reconcile_failures_total", "builds_total", "build_failures_total",
     "closure_requests_total", "closure_hits_total", "link_fallbacks_total", "gc_removed_total",
     "gc_reclaimed_bytes_total", "fetches_total", "fetch_failures_total",
-    "farm_lost_builds_total", "farm_refusals_total",
+    "farm_lost_builds_total", "farm_refusals_total", "drift_total", "bytecode_linked_total",
+    "bytecode_compiled_total", "gc_runs_total", "gc_failures_total",
 }  # fmt: skip
 GAUGES = {
     "build_info", "reconcile_last_success_timestamp_seconds", "builds_in_progress", "build_queue_length",
     "store_logical_bytes", "store_physical_bytes", "disk_saved_bytes", "store_closures", "store_inodes",
     "specs", "index_last_publish_timestamp_seconds", "writer", "leases",
-    "revision_held_back",
+    "revision_held_back", "bytecode_inodes", "bytecode_bytes", "root_size_bytes", "root_free_bytes",
+    "root_inodes", "root_free_inodes", "lease_hosts", "leased_closures",
+    "leased_oldest_built_timestamp_seconds", "gc_last_success_timestamp_seconds",
 }  # fmt: skip
 HISTOGRAMS = {"reconcile_duration_seconds", "build_duration_seconds", "commit_to_publish_seconds"}
 LABELS = {
@@ -27,13 +30,20 @@ LABELS = {
         "phase",
         {"resolve", "sync", "bytecode", "seal", "validate", "total"},
     ),
+    "drift_total": ("kind", {"closure", "seal", "generation", "link"}),
+    "leased_closures": ("use", {"served", "superseded", "absent"}),
     "specs": ("state", {"pending", "building", "ready", "stale", "failed"}),
 }
 
 
 @pytest.fixture
 def families() -> list[Metric]:
-    """All that a daemon exports that has just begun, as a Prometheus reads it."""
+    """All of its own that a daemon exports that has just begun, as a Prometheus reads it."""
+    return [one for one in exported() if not one.name.startswith("process_")]
+
+
+def exported() -> list[Metric]:
+    """All that a daemon exports that has just begun."""
     metrics = Metrics()
     metrics.describe("0.1.0", "0.13.8")
     return list(text_string_to_metric_families(generate_latest(metrics.registry).decode()))
@@ -78,7 +88,7 @@ def test_known_label_values_are_there_from_the_start(families: list[Metric], nam
 def test_labels_are_the_contracts(families: list[Metric]) -> None:
     """No label but the contract's: above all no spec id, digest or commit, which would be series each."""
     used = {label for family in families for sample in family.samples for label in sample.labels}
-    assert used == {"reason", "phase", "state", "le", "version", "uv", "python"}
+    assert used == {"reason", "phase", "state", "kind", "use", "le", "version", "uv", "python"}
 
 
 def test_no_created_series(families: list[Metric]) -> None:
@@ -108,6 +118,13 @@ def test_build_info_names_the_versions(families: list[Metric]) -> None:
     assert dict(labels)["version"] == "0.1.0"
     assert dict(labels)["uv"] == "0.13.8"
     assert dict(labels)["python"].startswith("3.")
+
+
+def test_the_process_shows_itself() -> None:
+    """When it started, and what it takes: under the names that every exporter of Prometheus has them by."""
+    found = {one.name: one.samples[0].value for one in exported() if one.name.startswith("process_")}
+    assert found.keys() >= {"process_start_time_seconds", "process_resident_memory_bytes", "process_open_fds"}
+    assert all(found.values())
 
 
 def test_two_daemons_do_not_share_values() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,3 +65,28 @@ def test_lost_channel_ends_nothing(monkeypatch: pytest.MonkeyPatch, address: str
     """A socket that is gone, or a name that is none, does not end the daemon."""
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     Notifier().tell("READY=1")
+
+
+def test_the_watchdogs_variables_are_taken_and_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of the watchdog is known, and stands in no child's environment."""
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    assert Notifier().watchdog == 30.0
+    assert not {"WATCHDOG_USEC", "WATCHDOG_PID"} & set(os.environ)
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getppid()))
+    assert Notifier().watchdog == 0.0
+
+
+def test_a_reload_is_told_with_its_time_and_never_ends_a_start(channel: socket.socket) -> None:
+    """RELOADING comes with the monotonic time and is followed by READY; before the first READY nothing is told."""
+    notifier = Notifier()
+    notifier.reloaded()
+    notifier.tell("READY=1")
+    assert channel.recv(4096) == b"READY=1"
+    before = time.monotonic_ns() // 1000
+    notifier.reloaded()
+    first, second = channel.recv(4096).decode().splitlines()
+    assert first == "RELOADING=1"
+    assert before <= int(second.removeprefix("MONOTONIC_USEC=")) <= time.monotonic_ns() // 1000
+    assert channel.recv(4096) == b"READY=1"

@@ -318,6 +318,22 @@ def test_manifest_is_sorted_by_path(root: Root, closures: Closures) -> None:
     assert {line[0] for line in lines} == {"d", "f", "l"}
 
 
+def test_name_tells_of_damage_where_the_marks_are_lost(root: Root, closures: Closures) -> None:
+    """What was built again beside says that all before it were found damaged; the newest one is served."""
+    build(closures, root, "d1", "alpha")
+    for number in (1, 2):
+        closures.mark_damaged("d1" if number == 1 else f"d1-{number}", ["a file is gone"])
+        build(closures, root, "d1", "alpha")
+    build(closures, root, "d2", "beta")
+    assert closures.locate("d1") == "d1-3"
+    for mark in (root.state / "damaged").iterdir():
+        mark.unlink()
+    later = Closures(root, Files())
+    assert later.damaged() == {"d1", "d1-2"}
+    assert later.locate("d1") == "d1-3"
+    assert later.locate("d2") == "d2"
+
+
 def test_damaged_closure_is_built_beside(root: Root, closures: Closures) -> None:
     """After a mark the digest is built as <digest>-2, after two marks as <digest>-3; no damaged name comes back."""
     build(closures, root, "d1")

@@ -50,6 +50,24 @@ def test_numbers_begin_at_one_and_grow(generations: Generations) -> None:
     assert generations.record(replace(ONE, spec="other/a"), CONTENT).number == 1
 
 
+def test_number_of_what_is_replaced_is_not_given_again(generations: Generations) -> None:
+    """Also where a hand took every trace of it from disk while its successor was made."""
+    assert generations.record(replace(ONE, number=7), CONTENT).number == 8
+
+
+def test_newer_form_is_no_missing_one(root: Root, generations: Generations) -> None:
+    """What a later release wrote is told as such: it is neither read as far as that goes nor taken for spoilt."""
+    generations.record(ONE, CONTENT)
+    path = root.generations / "wf/a/1/metadata.json"
+    path.chmod(0o644)
+    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2', 1))
+    with pytest.raises(OSError, match="schema 2, known: 1"):
+        generations.read("wf/a", 1)
+    with pytest.raises(OSError, match="schema 2, known: 1"):
+        generations.record(ONE, CONTENT)
+    assert os.listdir(root.generations / "wf/a") == ["1"]
+
+
 def test_what_was_recorded_is_read_back(root: Root, generations: Generations) -> None:
     """A later process reads the same generation, its lock, and the files that the contract names."""
     recorded = generations.record(ONE, CONTENT)

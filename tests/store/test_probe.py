@@ -19,6 +19,7 @@ import pytest
 from envfabric.core.errors import ConfigError
 from envfabric.store.closures import Closures
 from envfabric.store.files import Files
+from envfabric.store.mounts import Mount, shortages
 from envfabric.store.prepare import init_root, prepare
 from envfabric.store.probe import MOST_LINKS, Probe, probe
 from envfabric.store.root import FOLDERS, MARKER, Root
@@ -480,3 +481,12 @@ def test_folders_of_the_probe_are_readable_by_umask(root: Root, umask: int) -> N
     """Under any umask modes come out as they were asked for: the probe does not blame the file system."""
     assert not any("modes" in told for told in probe(root, Files(), 5).degraded)
     assert stat.S_IMODE(root.store.stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize("option", ["nolock", "local_lock=all", "local_lock=flock", "localflock"])
+def test_locks_of_one_host_are_told(root: Root, option: str) -> None:
+    """Of NFS and of Lustre: two daemons on two hosts would both hold such a lock."""
+    space = os.statvfs(root.path)
+    told = list(shortages(root, Mount("nfs", "/mnt", frozenset({"rw", option})), space))
+    assert any("hold on this host only" in one for one in told)
+    assert not any("locks" in one for one in shortages(root, Mount("nfs", "/mnt", frozenset({"rw"})), space))

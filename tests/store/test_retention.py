@@ -534,6 +534,8 @@ def test_a_collection_reads_nothing_twice(world: World, monkeypatch: pytest.Monk
         lease(world.root.leases, name, expired=True)
     Pins(world.root, Files()).set("wf-0/n0", Pin(1, "t" * 40))
     retention = world.retention(generations=5)
+    # Once in a process's life, and it lists the store, too.
+    retention.holdings.closures.damaged()
     operations = Operations(monkeypatch, world.root.path)
 
     def both() -> None:

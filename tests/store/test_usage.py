@@ -116,6 +116,18 @@ def test_record_cut_at_any_length_is_counted_anew(filled: Root) -> None:
         assert len(record.read_bytes()) == len(whole)
 
 
+def test_copied_root_is_counted_anew(filled: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy's files have other inodes: its records are not believed, and made again, once."""
+    before = loaded(filled).totals()
+    copy = Root(filled.path.with_name("copy"))
+    subprocess.run(["cp", "-a", filled.path, copy.path], check=True)
+    records = {path.name: path.read_bytes() for path in (copy.state / "usage").iterdir()}
+    loaded(copy)
+    assert all((copy.state / "usage" / name).read_bytes() != record for name, record in records.items())
+    monkeypatch.setattr(usage_module, "walk_inodes", no_walk)
+    assert loaded(copy).totals() == before
+
+
 def test_closure_counts_once(filled: Root) -> None:
     """Adding a closure again, or loading again, changes nothing."""
     usage = loaded(filled)

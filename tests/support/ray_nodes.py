@@ -20,6 +20,7 @@ from pathlib import Path
 
 import envfabric
 from support.fabric import BASE_PYTHON
+from support.ray_user import RAY
 from support.waiting import wait_for
 
 PLUGIN = [{"class": "envfabric.client.plugin.EnvfabricPlugin"}]
@@ -114,13 +115,7 @@ def ray_nodes(wanted: Mapping[str, Path], *, cpus: int) -> Iterator[tuple[str, d
 
 def _start(name: str, python: Path, place: Path, address: str, cpus: int) -> subprocess.Popen[bytes]:
     env = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
-    env |= {
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # Below `uv run` Ray would have each worker started by uv.
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        "RAY_RUNTIME_ENV_PLUGINS": json.dumps(PLUGIN),
-    }
+    env |= RAY | {"RAY_AUTH_MODE": "disabled", "RAY_RUNTIME_ENV_PLUGINS": json.dumps(PLUGIN)}
     of_head = ("--head", "--port=0", "--include-dashboard=false", "--disable-usage-stats")
     words = [
         *("start", "--block", *((f"--address={address}",) if address else of_head)),

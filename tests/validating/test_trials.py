@@ -269,3 +269,44 @@ def test_a_validation_that_nobody_waits_for_ends(trusting: Fabric, marks: Path, 
             # Ended by SIGTERM, with what runs.
         assert not _left(trusting)
         assert list((trusting.root / "staging").iterdir()) == []
+
+
+CHANGES_ONCE = """
+import os, pathlib, time
+mark = pathlib.Path(os.environ["MARKS"], "changed")
+if not mark.exists():
+    import writing
+    mark.touch()
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "removed"])
+def test_a_change_that_nobody_saw_the_end_of_is_found(trusting: Fabric, marks: Path, kept: bool) -> None:
+    """A daemon that is killed between a validation's write and the look at it leaves word of it: the next one proves
+    that closure, also where nobody asks for the validation any more, and what it serves is made anew."""
+    trusting.repo.spec("wf/shares", ["alpha", "writing"])
+    trusting.repo.commit()
+    command = f"command = {json.dumps(['python', '-c', CHANGES_ONCE])}"
+    own = table("custom", 'imports = ["json"]', command, MARKS=str(marks))
+    with trusting.daemon() as daemon:
+        first = daemon.wait_for_index(trusting.repo.head)["environments"]["wf/shares"]["serving"]
+        trusting.repo.spec("wf/writes", ["writing", "alpha"], table=own)
+        trusting.repo.commit()
+        wait_for((marks / "changed").exists, message="it does not begin")
+        daemon.kill()
+    left = list((trusting.root / "state/trying").iterdir())
+    assert [one.name.partition(".")[0] for one in left] == [first]
+    assert not list((trusting.root / "state").glob("damaged/*"))
+    again = f"{first}-2"
+    if kept:
+        with trusting.daemon():
+            for one in ("wf/shares", "wf/writes"):
+                wait_for(lambda: trusting.entry(one)["serving"] == again, message=f"{one} is not made anew")  # noqa: B023
+    else:
+        trusting.repo.remove("wf/writes")
+        trusting.repo.commit()
+        assert trusting.run_once()["environments"]["wf/shares"]["serving"] == again
+    source = trusting.python("wf/shares", "import alpha; print(open(alpha.__file__).read())")
+    assert "CHANGED" not in source
+    assert list((trusting.root / "state/trying").iterdir()) == []

@@ -7,6 +7,7 @@ into the build's staging folder, and by way of store/bytecode.py into the byteco
 
 import os
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,11 +48,20 @@ class Compiled:
 class Compiling:
     """What gives environments their bytecode, on one ROOT. Safe for threads."""
 
-    def __init__(self, bytecode: Bytecode, files: Files, uv: Uv, workers: int | None = None) -> None:
-        """`workers` are the processes that compile for one environment: by default one for each core."""
+    def __init__(
+        self,
+        bytecode: Bytecode,
+        files: Files,
+        uv: Uv,
+        workers: int | None = None,
+        told: Callable[["Compiled"], None] = lambda _: None,
+    ) -> None:
+        """`workers` are the processes that compile for one environment: by default one for each core; `told` hears
+        what each environment's bytecode came to, in the build's thread."""
         self._bytecode = bytecode
         self._files = files
         self._uv = uv
+        self._told = told
         self._workers = workers or len(os.sched_getaffinity(0))
         # Two builds that miss the same sources would compile them twice.
         self._claims = Unpacking(_PATIENCE)
@@ -64,6 +74,11 @@ class Compiling:
 
         Raises `SpecError` where the interpreter fails or runs out of time, `Stopped`, and `OSError`.
         """
+        done = self._give(interpreter, staging, inventory)
+        self._told(done)
+        return done
+
+    def _give(self, interpreter: Interpreter, staging: Staging, inventory: Inventory) -> Compiled:
         tag, kind = self._facts_of(interpreter, staging)
         if tag == "-":
             return Compiled(0, 0, 0, (), ())

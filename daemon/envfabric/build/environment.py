@@ -7,6 +7,7 @@ staging folder of its own. Which host does the work is the executor's business; 
 import contextlib
 import os
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -25,7 +26,7 @@ from envfabric.store.files import Files, stamp
 from envfabric.store.sealing import Inventory
 from envfabric.telemetry import logs
 
-__all__ = ["Builder", "Built", "Executor", "Lost", "Recipe", "recipe_from", "recipe_of"]
+__all__ = ["Builder", "Built", "Elsewhere", "Executor", "Lost", "Recipe", "recipe_from", "recipe_of"]
 
 _ROUNDS = 3
 """Times that a build is begun before the cache is given up as one that goes on being damaged."""
@@ -53,14 +54,26 @@ class Lost(Again):
     """The host that filled a staging folder is gone, or may be: what it does there is not known."""
 
 
+class Elsewhere(Again):
+    """The host can't fill the staging folder, or not now: another one has to, and this one writes there no more."""
+
+
+class Host(Protocol):
+    """A host that has room for one build."""
+
+    def fill(self, order: Order, staging: Staging, tell: Tell) -> Filled:
+        """As `Filling.fill`; raises `Lost` and `Elsewhere`, too."""
+
+
 class Executor(Protocol):
     """Who fills staging folders. Safe for threads."""
 
     elsewhere: bool
     """Whether other hosts write into them, which take the folder's hold themselves."""
 
-    def fill(self, order: Order, staging: Staging, tell: Tell) -> Filled:
-        """As `Filling.fill`; raises `Lost`, too, as often as it is worth beginning anew."""
+    def host(self) -> AbstractContextManager[Host]:
+        """A host for one build, which has its room there until the block ends. Waits for it, and the step's clock
+        stands meanwhile. Raises `SpecError` where there is none, and what the step's scope does."""
 
     def stop(self) -> None:
         """Ends what runs, and lets nothing begin any more."""
@@ -116,6 +129,9 @@ class Builder:
                 raise
             except Again as again:
                 self._learn(again, phases)
+                if isinstance(again, Elsewhere):
+                    # Nothing was done. That it ends is the executor's to see to: it knows how many hosts there are.
+                    continue
                 if isinstance(again, Lost):
                     order = self._elsewhere(order, again, losses)
                     losses += 1
@@ -155,7 +171,20 @@ class Builder:
             mismatched=frozenset(self._mismatched & hashes),
         )
         elsewhere = self._executor.elsewhere
-        with self._closures.staging(elsewhere=elsewhere) as staging, contextlib.ExitStack() as unpacking:
+        with self._closures.staging(elsewhere=elsewhere) as staging:
+            filled = self._filled(order, staging, phases, hashes)
+            phases.add(filled.phases)
+            self._lies |= filled.lies
+            with phases.of("seal"):
+                if elsewhere:
+                    # A network file system's client sees what another host made once the folder was opened.
+                    os.close(os.open(staging.closure, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+                name, inodes = self._closures.publish(staging, closure.digest, filled.inventory)
+        return name, inodes, filled.inventory
+
+    def _filled(self, order: Order, staging: Staging, phases: Phases, hashes: set[str]) -> Filled:
+        # The host first: who held the wheels while waiting for one would have all others that want them wait.
+        with self._executor.host() as host, contextlib.ExitStack() as unpacking:
             with phases.of("sync"):
                 if not unpacking.enter_context(self._unpacking.of(hashes)):
                     late = "# other builds took too long to unpack the same wheels: these may not be shared\n"
@@ -167,15 +196,7 @@ class Builder:
                     unpacking.close()
                 phases.tell(phase)
 
-            filled = self._executor.fill(order, staging, heard)
-            phases.add(filled.phases)
-            self._lies |= filled.lies
-            with phases.of("seal"):
-                if elsewhere:
-                    # A network file system's client sees what another host made once the folder was opened.
-                    os.close(os.open(staging.closure, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-                name, inodes = self._closures.publish(staging, closure.digest, filled.inventory)
-        return name, inodes, filled.inventory
+            return host.fill(order, staging, heard)
 
     def _take_back(self, recipe: Recipe, since: float | None) -> None:
         """What was unpacked for an environment that is too large must not stay where nothing uses it."""

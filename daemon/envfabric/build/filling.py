@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from packaging.utils import canonicalize_name
 
@@ -159,6 +159,11 @@ class Filling:
         self._uv = uv
         self._uv_version = uv.version()
         self._records = Records()
+
+    @contextlib.contextmanager
+    def host(self) -> Iterator[Self]:
+        """As `Executor.host`: this process, which always has room for as many builds as are begun."""
+        yield self
 
     def fill(self, order: Order, staging: Staging, tell: Tell) -> Filled:
         """Makes the closure of a recipe in a staging folder, up to its last file.

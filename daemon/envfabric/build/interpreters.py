@@ -1,7 +1,8 @@
 """Which interpreter a request means: chosen once, exact version and path, recorded under ROOT.
 
 A request such as '3.11' could follow every upgrade, and PATH decides differently for each user. So
-the first choice is written to state/pythons/ and holds until that interpreter is gone.
+the first choice is written to state/pythons/ and holds until that interpreter is gone. What is missing is brought to
+ROOT/pythons by pythons.py, where the settings allow it.
 """
 
 import hashlib
@@ -12,17 +13,19 @@ import stat
 import subprocess
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
+from envfabric.build.pythons import Pythons
 from envfabric.build.uv import Uv, failure
 from envfabric.core.errors import Reason, SpecError
 from envfabric.specs.spec import PythonRequest
 from envfabric.store.files import Files
-from envfabric.store.root import Root
+from envfabric.store.root import Root, now
 from envfabric.telemetry import logs
 
 _LIST_AGE = 60.0
@@ -65,51 +68,104 @@ class Interpreter:
     @property
     def shared(self) -> bool:
         """Whether other users, and so workers, can reach it: every parent folder is searchable."""
-        return all(
-            os.stat(folder).st_mode & stat.S_IXOTH
-            for folder in (self.path, *map(str, Path(self.path).parents))
-        )
+        return _closed(self.path) is None
+
+    def unreachable(self, root: Path) -> str:
+        """Why nodes may not be able to run it, in words; '' where they all can: it lies below ROOT/pythons."""
+        if (closed := _closed(self.path)) is not None:
+            return f"other users can't pass {closed}"
+        real = os.path.realpath(self.path)
+        if Path(real).is_relative_to(os.path.realpath(root / "pythons")):
+            return ""
+        if any(real.startswith(home) for home in ("/home/", "/root/", "/Users/")):
+            return "it lies in somebody's home, which nodes may not have"
+        return "it is not on the NAS: every node needs the same one at this path"
 
 
 class Interpreters:
     """The interpreters of one fabric. Safe for threads."""
 
-    def __init__(self, root: Root, files: Files, uv: Uv, default: str, allowed: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        root: Root,
+        files: Files,
+        uv: Uv,
+        default: str,
+        allowed: tuple[str, ...] = (),
+        *,
+        pythons: Pythons | None = None,
+        only_managed: bool = False,
+    ) -> None:
         """`default` is the version that specs without a wish get; `allowed` are interpreters, or folders of
-        them: where any is given, only these and ROOT/pythons are used."""
+        them: where any is given, only these and ROOT/pythons are used. `only_managed`: ROOT/pythons alone. `pythons`
+        brings there what is missing; without it nothing is."""
         self._root = root
         self._files = files
         self._uv = uv
         self._default = default
         self._allowed = allowed
+        self._pythons = pythons
+        self._only_managed = only_managed
         self._lock = threading.Lock()
         self._chosen: dict[str, Interpreter] = {}
         self._all: list[Interpreter] | None = None
         self._listed_at = 0.0
 
     def choose(self, request: PythonRequest) -> Interpreter:
-        """The interpreter for a request. Raises `SpecError` (unresolvable) where none fits."""
+        """The interpreter for a request.
+
+        Raises `SpecError`: unresolvable where none fits, and what `Pythons.install` does; and `Stopped`.
+        """
         key = f"{request.text or self._default + '?'}|{request.requires}"
         if key in self._chosen:
             # Without the lock: known content does not wait while another request's interpreters are tried.
             return self._chosen[key]
+        found = self._look(key, request, missing=self._pythons is not None)
+        if found is None and self._pythons is not None:
+            # Without the lock, too: a download takes minutes, and others may need none.
+            self._bring(request, self._pythons)
+            found = self._look(key, request, missing=False)
+        if found is None:
+            raise self._unresolvable(request)
+        return found
+
+    def _look(self, key: str, request: PythonRequest, *, missing: bool) -> Interpreter | None:
+        """The request's interpreter, fixed from now on; None where none is here.
+
+        `missing`: one that nodes can't reach counts as none, because another can be had.
+        """
         with self._lock:
             if key not in self._chosen:
                 recorded = self._recorded(key)
                 if recorded is None:
                     recorded = self._pick(request)
+                    if recorded is None:
+                        return None
+                    if missing and not recorded.shared and not self._managed(recorded):
+                        return None
                     # Finding one takes a while, in which the NAS may have gone away.
                     self._root.require_marker()
                     self._files.make_folder(self._record(key).parent)
-                    content = {"request": key, **asdict(recorded)}
+                    content = {"request": key, **asdict(recorded), "fixed_at": now()}
                     data = json.dumps(content, indent=2).encode()
                     self._files.write_atomic(self._record(key), data, via=self._root.staging)
                 if not recorded.shared:
                     logs.get().warning(
-                        "workers of other users can't reach this interpreter", python=recorded.path
+                        "workers of other users can't reach this interpreter",
+                        python=recorded.path,
+                        why=recorded.unreachable(self._root.path),
                     )
                 self._chosen[key] = recorded
             return self._chosen[key]
+
+    def _bring(self, request: PythonRequest, pythons: Pythons) -> None:
+        """Has the newest version that the request allows below ROOT/pythons, where it can be had at all."""
+        offered = pythons.offered()
+        fitting = self._fitting(request, offered)
+        if fitting:
+            pythons.install(offered[max(fitting, key=Version)])
+            with self._lock:
+                self._all = None
 
     def _record(self, key: str) -> Path:
         return self._root.state / "pythons" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
@@ -121,27 +177,47 @@ class Interpreters:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         # Upgraded in place, removed, or no longer on the settings' list: the record does not hold.
-        if self._allowed and recorded.path not in {one.path for one in self._available()}:
+        if (self._allowed or self._only_managed) and recorded.path not in {
+            one.path for one in self._available()
+        }:
             return None
         return recorded if inspect(recorded.path) == recorded else None
 
-    def _pick(self, request: PythonRequest) -> Interpreter:
+    def _pick(self, request: PythonRequest) -> Interpreter | None:
+        fitting = self._fitting(request, (one.version for one in self._available()))
+        found = [one for one in self._available() if one.version in fitting]
+        # What is on the NAS runs on every node; elsewhere each would need the same one.
+        return max(
+            found,
+            key=lambda one: (one.shared, self._managed(one), Version(one.version), one.path),
+            default=None,
+        )
+
+    def _managed(self, one: Interpreter) -> bool:
+        return Path(one.path).is_relative_to(os.path.realpath(self._root.pythons))
+
+    def _fitting(self, request: PythonRequest, versions: Iterable[str]) -> set[str]:
+        """Those of the versions that a request allows."""
         requires = SpecifierSet(request.requires)
-        found = [one for one in self._available() if requires.contains(one.version, prereleases=True)]
+        found = {one for one in versions if requires.contains(one, prereleases=True)}
         if request.text is not None:
-            fitting = [one for one in found if _meets(one.version, request.text)]
-        else:
-            fitting = [one for one in found if _meets(one.version, self._default)]
-            # requires-python says that others will do; without it the default is what was asked for.
-            fitting = fitting or (found if request.requires else [])
-        if fitting:
-            return max(fitting, key=lambda one: (one.shared, Version(one.version), one.path))
+            return {one for one in found if _meets(one, request.text)}
+        fitting = {one for one in found if _meets(one, self._default)}
+        # requires-python says that others will do; without it the default is what was asked for.
+        return fitting or (found if request.requires else set())
+
+    def _unresolvable(self, request: PythonRequest) -> SpecError:
         wishes = [f"python {request.text}"] if request.text else []
         wishes += [f"requires-python {request.requires!r}"] if request.requires else []
         wish = " and ".join(wishes) or f"python {self._default}, the default in the daemon's settings"
-        has = ", ".join(sorted({one.version for one in self._available()})) or "none"
+        with self._lock:
+            has = ", ".join(sorted({one.version for one in self._available()})) or "none"
         among = f" among the settings' pythons ({', '.join(self._allowed)})" if self._allowed else ""
-        raise SpecError(
+        if self._only_managed:
+            among = f" in {self._root.pythons}"
+        if self._pythons is not None:
+            among += ", and none that uv can get,"
+        return SpecError(
             Reason.UNRESOLVABLE,
             f"no interpreter{among} meets {wish} (from {request.origin}); there are: {has}. Change the "
             "spec, or have that Python installed where the workers can reach it.",
@@ -157,8 +233,11 @@ class Interpreters:
         return self._all
 
     def _candidates(self) -> list[str]:
+        # What begins with a dot is being unpacked, by a uv that somebody runs by hand.
+        own = sorted(map(str, self._root.pythons.glob("[!.]*/bin/python3")))
+        if self._only_managed:
+            return own
         if self._allowed:
-            own = sorted(map(str, self._root.pythons.glob("*/bin/python3")))
             return own + [path for one in self._allowed for path in _executables(Path(one))]
         finished = self._uv.run(
             ["python", "list", "--only-installed", "--output-format", "json", "--no-config"],
@@ -186,6 +265,15 @@ def inspect(path: str) -> Interpreter | None:
     except (OSError, subprocess.SubprocessError, ValueError, TypeError, InvalidVersion):
         return None
     return found
+
+
+def _closed(path: str) -> str | None:
+    """The first of a file and its parent folders that others may not run or search; None where they may."""
+    for one in (path, *map(str, Path(path).parents)):
+        mode = os.stat(one).st_mode
+        if not mode & stat.S_IXOTH:
+            return f"{one} (mode {stat.S_IMODE(mode):04o})"
+    return None
 
 
 def _executables(path: Path) -> list[str]:

@@ -43,6 +43,9 @@ def choose(spec: Spec, interpreters: Interpreters, cluster: Cluster) -> Interpre
         try:
             return interpreters.choose(replace(asked, text=wish, origin="[ray] python in the settings"))
         except SpecError as error:
+            if error.reason.passing:
+                # The mirror does not answer: taking another version now would fix the spec to it for good.
+                raise
             missing = error
     try:
         found = interpreters.choose(asked)

@@ -60,6 +60,19 @@ class Scope:
                 call()
 
     @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the step's clock while the block runs: what is waited for there is no work of the step's.
+
+        For the step's own thread. `end` ends the step within as at any time.
+        """
+        began, deadline = time.monotonic(), self._deadline
+        self._deadline = math.inf
+        try:
+            yield
+        finally:
+            self._deadline = deadline + (time.monotonic() - began)
+
+    @contextlib.contextmanager
     def ended_by(self, call: Callable[[], None]) -> Iterator[None]:
         """Has `end` call `call` while the block runs, in whichever thread; at once where it was ended already.
 

@@ -3,14 +3,14 @@
 It is run there, and not while the closure is built: specs with other validations share it, and neither a failure nor
 a change of the validation says anything of what was built. Packages' code runs here as the daemon's user, see
 docs/validation.md: it gets a time limit, a folder of this host that is thrown away, no variable of the daemon's, and
-all that it starts is ended. Writes staging/ and state/validated/; a closure that it finds changed it marks as damaged.
+all that it starts is ended. Writes staging/, state/validated/ and, by build/unseen, state/trying/; a closure that it
+finds changed it marks as damaged.
 """
 
 import contextlib
 import json
 import os
 import select
-import stat
 import subprocess
 import sys
 import tempfile
@@ -23,8 +23,10 @@ from typing import IO, cast
 
 from envfabric.build.modules import modules_of
 from envfabric.build.scope import Stopped, current
+from envfabric.build.stamps import differing, linked, stamps
 from envfabric.build.survivors import end_survivors
 from envfabric.build.trial import IMPORTING, Trial, changed, judge_command, judge_imports, last_import
+from envfabric.build.unseen import Unseen
 from envfabric.core.errors import SpecError, redact
 from envfabric.store.closures import Closures, Staging
 from envfabric.store.files import Files
@@ -42,8 +44,6 @@ _KEPT = 64_000
 """Bytes of a run's output that are kept: the last ones."""
 _RECORDED = 8_000
 """Characters of it that the record of a passed validation keeps."""
-
-Stamps = dict[str, tuple[int, ...]]
 
 
 @dataclass(eq=False, slots=True)
@@ -93,12 +93,16 @@ class Trials:
         observe: Callable[[float], None],
         mend: Callable[[str], None],
     ) -> None:
-        """`observe` hears how many seconds a validation took; `mend` the name of a closure that one changed."""
+        """`observe` hears how many seconds a validation took; `mend` the name of a closure that one changed.
+
+        Raises `OSError` where what was left under way can't be read.
+        """
         self._root = root
         self._files = files
         self._closures = closures
         self._observe = observe
         self._mend = mend
+        self.unseen = Unseen(root, files)
         # When the record was last looked at.
         self._passed: dict[tuple[str, str], float] = {}
         # Those under way, by closure; each is true as long as it was alone there.
@@ -137,29 +141,49 @@ class Trials:
         began, known = time.monotonic(), (digest, trial.key)
         closure = self._root.closure(name)
         failure: SpecError | Stopped | None = None
-        with self._closures.staging() as staging, _own_folder() as folder, self._among(name) as alone:
+        self._look_again(name)
+        with (
+            self._closures.staging() as staging,
+            _own_folder() as folder,
+            self._among(name) as alone,
+            self.unseen.marked(name),
+        ):
             venv = closure / ".venv"
             bench = _Bench(staging, folder, venv, _variables(venv, folder, trial))
-            before = _stamps(closure)
+            before = stamps(closure)
             try:
                 self._try(bench, trial)
             except (SpecError, Stopped) as error:
                 failure = error
             # Also after one that was ended: its last step may have been the bad one.
-            paths = _changed(before, _stamps(closure))
+            if paths := differing(before, stamps(closure)):
+                self._closures.mark_damaged(
+                    name, [f"{path}: changed while it was validated" for path in paths]
+                )
         seconds = time.monotonic() - began
         self._observe(seconds)
         if paths:
             # One that is in doubt gets a second try, and no third: it would have the closure built again for ever.
-            sure = known in self._doubted or not (alone.others or _shared(closure, paths))
+            sure = known in self._doubted or not (alone.others or linked(closure, paths))
             self._doubted.add(known)
-            self._closures.mark_damaged(name, [f"{path}: changed while it was validated" for path in paths])
             self._mend(name)
             raise changed(paths, bench.log, sure=sure)
         if failure is not None:
             raise failure
         self._note(digest, trial, bench.log, seconds)
         logs.get().info("validated", closure=name, kind=trial.kind, seconds=round(seconds, 3))
+
+    def _look_again(self, name: str) -> None:
+        """Raises `SpecError` (store) where a closure was changed by a validation that nobody saw the end of."""
+        paths = self.unseen.prove(name, lambda: self._stopping)
+        if self._stopping:
+            raise Stopped
+        if paths:
+            self._closures.mark_damaged(name, paths)
+            self._mend(name)
+        self.unseen.proven([name])
+        if paths:
+            raise changed([path.partition(": ")[0] for path in paths], "", sure=False)
 
     def stop(self) -> None:
         """Ends what runs, and lets nothing start any more."""
@@ -344,37 +368,3 @@ def _close(kept: _Kept, bench: _Bench) -> None:
     kept.output.close()
     # Where its keeper was killed, or could not become the next of kin of what loses its parent.
     end_survivors(bench.variables["TMPDIR"])
-
-
-def _stamps(closure: Path) -> Stamps:
-    """What each path of a closure looks like, without reading it: the time of the last status change is left out,
-    because other builds link the same files. Raises `OSError`."""
-    found: Stamps = {}
-    waiting = ["."]
-    while waiting:
-        folder = waiting.pop()
-        with os.scandir(closure / folder) as entries:
-            for entry in entries:
-                path = entry.name if folder == "." else f"{folder}/{entry.name}"
-                status = entry.stat(follow_symlinks=False)
-                found[path] = (status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns)
-                if stat.S_ISDIR(status.st_mode):
-                    waiting.append(path)
-    return found
-
-
-def _changed(before: Stamps, after: Stamps) -> list[str]:
-    """The paths that differ; a folder only where nothing in it does."""
-    paths = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
-    above = {os.path.dirname(path) for path in paths}
-    return sorted(paths - {path for path in above if path in before and path in after})
-
-
-def _shared(closure: Path, paths: Sequence[str]) -> bool:
-    """Whether others have some of these files, too: uv's cache, and by it other closures."""
-    for path in paths:
-        with contextlib.suppress(OSError):
-            status = os.lstat(closure / path)
-            if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
-                return True
-    return False

@@ -14,9 +14,12 @@ from envfabric.cli.compare import closure_of, compare
 from envfabric.cli.keeping import add_commands
 from envfabric.cli.options import Config, RootOption
 from envfabric.cli.progress import Progress
+from envfabric.cli.pythons import pythons
+from envfabric.cli.report import report
 from envfabric.cli.using import in_use, in_use_of
 from envfabric.client import commands, index
 from envfabric.core.errors import ConfigError, FabricError
+from envfabric.service import checkup
 from envfabric.service.daemon import Daemon
 from envfabric.service.settings import load_settings
 from envfabric.specs.repository import SourceError
@@ -148,10 +151,12 @@ def status(
 
 
 app.command("history")(history)
+app.command("report")(report)
 add_commands(app)
 orders.add_commands(app)
 specs.add_commands(app)
 app.command("check")(check)
+app.command("pythons")(pythons)
 
 
 def _consumer_command(name: str, summary: str) -> None:
@@ -163,7 +168,7 @@ def _consumer_command(name: str, summary: str) -> None:
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )
     def command(context: typer.Context) -> None:
-        raise typer.Exit(commands.main([name, *context.args]))
+        raise typer.Exit(commands.main([name, *context.args], lambda: checkup.look))
 
 
 for _name, _summary in commands.SUMMARIES.items():

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from envfabric.client.attempt import within
 from envfabric.client.index import (
+    PYTHON,
     EnvironmentFailed,
     NotReady,
     RootNotFound,
@@ -15,19 +16,26 @@ from envfabric.client.index import (
     find_root,
     read_index,
 )
+from envfabric.client.wanted import DEFAULT_TIMEOUT
 
 T = TypeVar("T")
 _POLL_FIRST, _POLL_MOST = 0.1, 2.0
 
 
-def python(spec_id: str, *, root: str | os.PathLike[str] | None = None, wait: float | None = None) -> str:
+def python(
+    spec_id: str,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    wait: float | None = None,
+    timeout: float = DEFAULT_TIMEOUT,
+) -> str:
     """The path of the interpreter that serves `spec_id`.
 
     The path never changes its content; a later generation has another one. With `wait`, a missing id
-    or one that is being built is waited for, up to so many seconds. Raises `RootNotFound`,
-    `UnknownEnvironment`, `NotReady` and `EnvironmentFailed`, each with what to do.
+    or one that is being built is waited for, up to so many seconds; `timeout` are those that the NAS may take for
+    one answer. Raises `RootNotFound`, `UnknownEnvironment`, `NotReady` and `EnvironmentFailed`, each with what to do.
     """
-    return served(spec_id, root, wait)[0]
+    return served(spec_id, root, wait, limit=timeout)[0]
 
 
 def answered(limit: float, look: Callable[[], T], where: str) -> T:
@@ -38,25 +46,24 @@ def answered(limit: float, look: Callable[[], T], where: str) -> T:
     found = within(limit, lambda: (look(),), f"envfabric {where}")
     if found is None:
         raise RootNotFound(
-            f"{where} has not answered {os.uname().nodename} within {limit:g} s: is the NAS gone? For a slow one give "
-            "envfabric={'timeout': 30}."
+            f"{where} has not answered {os.uname().nodename} within {limit:g} s: is the NAS gone? A slow one gets "
+            "longer by timeout=30 (envfabric.python), envfabric={'timeout': 30} (envfabric.runtime_env), or "
+            "--timeout 30 (commands)."
         )
     return found[0]
 
 
 def served(
-    spec_id: str, root: str | os.PathLike[str] | None, wait: float | None, *, limit: float | None = None
+    spec_id: str, root: str | os.PathLike[str] | None, wait: float | None, *, limit: float = DEFAULT_TIMEOUT
 ) -> tuple[str, dict[str, Any]]:
     """Path and index entry of `spec_id`, as `python` finds them, each look within `limit` seconds."""
-    place = find_root(root)
+    place = find_root(root, advice=PYTHON)
     deadline = time.monotonic() + (wait or 0.0)
     pause = _POLL_FIRST
     while True:
         left = deadline - time.monotonic()
         try:
-            index = (
-                read_index(place) if limit is None else answered(limit, lambda: read_index(place), str(place))
-            )
+            index = answered(limit, lambda: read_index(place), str(place))
             return _look(index, spec_id, patient=left > 0)
         except (NotReady, UnknownEnvironment):
             if left <= 0:

@@ -9,24 +9,30 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from envfabric.client.api import python, served
+from envfabric.client.api import answered, python, served
 from envfabric.client.fitting import refuse_absent
 from envfabric.client.index import EnvfabricError, find_root
 from envfabric.client.runtime import runtime_env
+from envfabric.client.wanted import DEFAULT_TIMEOUT, KEY
 
 SUMMARIES = {
     "which": "Print the path of an environment's interpreter.",
     "exec": "Run a command in an environment: envfabric exec ID -- CMD…",
     "runtime-env": "Print the JSON for `ray job submit --runtime-env-json`.",
     "wait": "Wait until what is committed is served; exits 0 ready, 1 failed, 124 timed out.",
-    "doctor": "Say what is wrong with ROOT on this machine, and with --ray with it as a node of Ray.",
+    "doctor": "Say what is wrong with this installation: ROOT, the daemon, and with --ray a node of Ray.",
 }
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs one of the commands; gives the exit code. `exec` does not return where it succeeds."""
+def main(arguments: Sequence[str], daemon: Callable[[], Any] = lambda: None) -> int:
+    """Runs one of the commands; gives the exit code. `exec` does not return where it succeeds.
+
+    `daemon` gives what `doctor` looks at besides, which needs packages that not all have; None where they are absent.
+    """
     parser = argparse.ArgumentParser(prog="envfabric")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, summary in SUMMARIES.items():
@@ -39,7 +45,14 @@ def main(arguments: Sequence[str]) -> int:
         if name == "doctor":
             _add_doctor(command)
             continue
-        command.add_argument("--wait", metavar="SECONDS", type=float, help="wait for it to be built")
+        command.add_argument("--wait", metavar="SECONDS", type=_seconds, help="wait for it to be built")
+        command.add_argument(
+            "--timeout",
+            metavar="SECONDS",
+            type=_patience,
+            default=DEFAULT_TIMEOUT,
+            help="for each answer of the NAS (5)",
+        )
         command.add_argument("id", metavar="ID", help="the spec's id, <workflow>/<node>")
     # What follows the first -- is the command's own, flags and all.
     place = list(arguments).index("--") if "--" in arguments else len(arguments)
@@ -49,7 +62,13 @@ def main(arguments: Sequence[str]) -> int:
         from envfabric.client import doctor
 
         return doctor.run(
-            given.root, given.config, ray=given.ray, timeout=given.timeout, json_wanted=given.json
+            given.root,
+            given.config,
+            ray=given.ray,
+            timeout=given.timeout,
+            json_wanted=given.json,
+            write=given.write,
+            more=daemon(),
         )
     try:
         root = find_root(given.root, given.config)
@@ -59,17 +78,17 @@ def main(arguments: Sequence[str]) -> int:
 
             return waiting.run(given.ids, root, given.commit, given.timeout, given.repo)
         if given.command == "which":
-            print(python(given.id, root=root, wait=given.wait))  # noqa: T201
+            print(python(given.id, root=root, wait=given.wait, timeout=given.timeout))  # noqa: T201
         elif given.command == "runtime-env":
             if given.config:
                 # Read again for the cluster that the environment has to fit. `exec` hands no such thing on.
                 os.environ["ENVFABRIC_CONFIG"] = given.config
-            print(json.dumps(runtime_env(given.id, root=root, wait=given.wait)))  # noqa: T201
+            print(json.dumps(_runtime_env(given.id, os.fspath(root), given.wait, given.timeout)))  # noqa: T201
         else:
             words = list(arguments[place + 1 :])
             if not words:
                 parser.error("exec needs a command: envfabric exec ID -- CMD…")
-            return _exec(given.id, os.fspath(root), given.wait, words)
+            return _exec(given.id, os.fspath(root), given.wait, given.timeout, words)
     except EnvfabricError as error:
         print(f"envfabric: {error}", file=sys.stderr)  # noqa: T201
         return 1
@@ -89,7 +108,12 @@ def _add_doctor(command: argparse.ArgumentParser) -> None:
     command.add_argument("--ray", action="store_true", help="also as a node of Ray, by this Python")
     command.add_argument("--json", action="store_true", help="as JSON")
     command.add_argument(
-        "--timeout", metavar="SECONDS", type=_seconds, default=10.0, help="for each look at ROOT (10)"
+        "--write",
+        action="store_true",
+        help="also try a lease, and as ROOT's owner links, renames and locks; what is written is removed",
+    )
+    command.add_argument(
+        "--timeout", metavar="SECONDS", type=_patience, default=10.0, help="for each look (10)"
     )
 
 
@@ -103,16 +127,34 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _exec(spec_id: str, root: str, wait: float | None, words: list[str]) -> int:
-    interpreter, entry = served(spec_id, root, wait)
+def _patience(text: str) -> float:
+    value = _seconds(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} leaves no time for an answer")
+    return value
+
+
+def _runtime_env(spec_id: str, root: str, wait: float | None, timeout: float) -> dict[str, object]:
+    """What is printed; what is only warned of goes to standard error, and not into the JSON."""
+    # Another timeout than the default goes into the value: the nodes of a slow NAS need it, too.
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        made = runtime_env(spec_id, root=root, wait=wait, **{KEY: {"timeout": timeout}})
+    for one in said:
+        print(f"envfabric: warning: {one.message}", file=sys.stderr)  # noqa: T201
+    return made
+
+
+def _exec(spec_id: str, root: str, wait: float | None, timeout: float, words: list[str]) -> int:
+    interpreter, entry = served(spec_id, root, wait, limit=timeout)
     # Else `python` would be the next one in PATH, without a word.
-    refuse_absent(interpreter)
+    answered(timeout, lambda: refuse_absent(interpreter), interpreter)
     folder = os.path.dirname(interpreter)
     env = {**os.environ, **entry["runtime_env"]["env_vars"]}
     env["VIRTUAL_ENV"] = os.path.dirname(folder)
     env["PATH"] = os.pathsep.join([folder, env.get("PATH", os.defpath)])
     env.pop("PYTHONHOME", None)
-    program = shutil.which(words[0], path=env["PATH"])
+    program = answered(timeout, lambda: shutil.which(words[0], path=env["PATH"]), folder)
     if program is None:
         print(f"envfabric: {words[0]}: not found in {folder} or PATH", file=sys.stderr)  # noqa: T201
         return 127

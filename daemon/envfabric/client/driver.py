@@ -10,6 +10,8 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from envfabric.client.api import answered
+from envfabric.client.fitting import refuse_absent
 from envfabric.client.runtime import runtime_env
 from envfabric.client.wanted import KEY, parse
 
@@ -23,22 +25,23 @@ def hook(given: Mapping[str, Any] | None) -> Any:
 
 
 def decided(given: Mapping[str, Any]) -> Any:
-    """A runtime_env in which the key has its digest, py_executable and env_vars; itself where it has no such key."""
+    """A runtime_env in which the key has its digest, py_executable and env_vars; itself where it has no such key.
+
+    Itself, too, where it was made by `envfabric.runtime_env`; then it is only seen that its interpreter is still there.
+    """
     value = given.get(KEY)
-    if value is None or _is_decided(value, given.get("py_executable")):
+    if value is None:
         return given
     wanted = parse(value)
+    if wanted.named_by(given.get("py_executable")):
+        python = f"{wanted.root}/store/{wanted.digest}/.venv/bin/python"
+        answered(wanted.timeout, lambda: refuse_absent(python, ray=True), python)
+        return given
     rest = {name: one for name, one in given.items() if name != KEY}
     spec_id = wanted.id if wanted.digest is None else f"{wanted.id}@{wanted.digest}"
     options = {name: one for name, one in wanted.told().items() if name not in {"id", "digest"}}
     overrides: dict[str, Any] = {**rest, KEY: options}
     return runtime_env(spec_id, **overrides)
-
-
-def _is_decided(value: object, py_executable: object) -> bool:
-    """Whether both name one closure: another interpreter is looked at, and refused, with all the rest."""
-    digest = value.get("digest") if isinstance(value, Mapping) else None
-    return bool(digest) and f"/store/{digest}/.venv/bin/python" in str(py_executable)
 
 
 def decide_for_tasks() -> None:

@@ -12,7 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-Level = Literal["ok", "warning", "problem"]
+Level = Literal["ok", "info", "warning", "problem"]
+"""`info`: worth knowing, or not looked at; nothing is wrong by it."""
+
+SCHEMA = 1
+"""The form of the JSON: keys are only added in it."""
 
 DEFAULT_TIMEOUT = 10.0
 """Seconds that one look may take."""
@@ -81,6 +85,7 @@ def as_text(findings: Sequence[Finding]) -> str:
 def as_json(findings: Sequence[Finding]) -> str:
     """The same for programs."""
     told = {
+        "schema": SCHEMA,
         "host": os.uname().nodename,
         "user": user(),
         "problems": sum(one.level == "problem" for one in findings),
@@ -97,6 +102,16 @@ def user() -> str:
 
         return pwd.getpwuid(os.geteuid()).pw_name
     return str(os.geteuid())
+
+
+def owner(path: str | os.PathLike[str]) -> str:
+    """Whose a file is, by name where there is one. Raises `OSError`."""
+    uid = os.stat(path).st_uid
+    with contextlib.suppress(KeyError, ImportError):
+        import pwd
+
+        return pwd.getpwuid(uid).pw_name
+    return f"uid {uid}"
 
 
 def some(names: Sequence[str], most: int = 3) -> str:

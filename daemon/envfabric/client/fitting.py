@@ -15,6 +15,8 @@ from typing import Any
 
 from envfabric.client.index import EnvironmentFailed, RootNotFound, find_config
 
+MATCH_LEVEL = "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"
+"""Ray's own variable: `minor` lets patch versions of Python differ."""
 _START = """
 import sys
 print(".".join(map(str, sys.version_info[:3])))
@@ -87,7 +89,7 @@ def closure_told(root: Path, name: str) -> dict[str, Any]:
 def refuse_unfit(spec_id: str, ray: str | None, python: str | None, cluster: Cluster) -> None:
     """Raises `EnvironmentFailed` where the environment has no ray, another one, or another minor of Python.
 
-    Another patch version of Python is let pass: Ray prints that they differ, and runs.
+    Another patch version of Python is let pass: Ray prints that they differ, and runs (`other_patch`).
     """
     if ray is None:
         line = f"ray=={cluster.ray}" if cluster.ray else "ray==<the cluster's version>"
@@ -104,6 +106,20 @@ def refuse_unfit(spec_id: str, ray: str | None, python: str | None, cluster: Clu
             f"{spec_id} has Python {python}, and the cluster runs {cluster.python} (by {cluster.source}): Ray needs "
             f'the same minor version. Write python = "{_minor(cluster.python)}" in its [tool.envfabric] and commit it.'
         )
+
+
+def other_patch(spec_id: str, python: str | None, cluster: Cluster) -> str | None:
+    """What is said where an environment has another patch version of the cluster's Python; None where it has not."""
+    if python is None or cluster.python is None or python == cluster.python:
+        return None
+    if _minor(python) != _minor(cluster.python) or cluster.python.count(".") < 2:
+        return None
+    return (
+        f"{spec_id} has Python {python}, and the cluster runs {cluster.python} (by {cluster.source}): tasks and actors "
+        "run, and Ray prints a version mismatch; it refuses the driver of a job that `ray job submit` starts in the "
+        f'environment. Write python = "{cluster.python}" in its [tool.envfabric] and commit it, or give the job the '
+        f"env_var {MATCH_LEVEL}=minor."
+    )
 
 
 START_WITHIN = 60.0

@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+FLAGS = "give --root, ENVFABRIC_ROOT, or root in envfabric.toml."
+PYTHON = "give root=…, set ENVFABRIC_ROOT, or write root in envfabric.toml."
+"""How ROOT can be told to a command, and to a program that calls the client."""
 CONFIG_FILES = (Path("envfabric.toml"), Path("/etc/envfabric/envfabric.toml"))
 """Where the settings are looked for when neither --config nor ENVFABRIC_CONFIG names them."""
 
@@ -45,9 +48,14 @@ def find_config(given: str | os.PathLike[str] | None = None) -> Path | None:
 
 
 def find_root(
-    root: str | os.PathLike[str] | None = None, config: str | os.PathLike[str] | None = None
+    root: str | os.PathLike[str] | None = None,
+    config: str | os.PathLike[str] | None = None,
+    advice: str = FLAGS,
 ) -> Path:
-    """ROOT: the argument, else ENVFABRIC_ROOT, else `root` of the settings. Raises `RootNotFound`."""
+    """ROOT: the argument, else ENVFABRIC_ROOT, else `root` of the settings.
+
+    Raises `RootNotFound`, with `advice` on how to tell it where that is asked.
+    """
     named = root or os.environ.get("ENVFABRIC_ROOT")
     if named:
         return Path(named)
@@ -59,9 +67,7 @@ def find_root(
             raise RootNotFound(f"the settings {path} can't be read: {error}") from error
         if isinstance(value, str):
             return Path(value)
-    raise RootNotFound(
-        "ROOT is not known: give --root (root=… in Python), ENVFABRIC_ROOT, or root in envfabric.toml."
-    )
+    raise RootNotFound(f"ROOT is not known: {advice}")
 
 
 def read_index(root: Path) -> dict[str, Any]:

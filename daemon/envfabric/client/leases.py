@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from envfabric.client.api import python
 from envfabric.client.index import (
+    PYTHON,
     EnvfabricError,
     EnvironmentFailed,
     NotReady,
@@ -24,12 +25,11 @@ from envfabric.client.index import (
     UnknownEnvironment,
     find_root,
 )
+from envfabric.client.watch import Watch
 
 LONGEST_TTL = 86400.0
 _TRIES = 5
 _PAUSE = 0.2
-_SOONEST = 5.0
-"""Seconds after which a renewal that failed is tried again, at most."""
 _WHAT_MOST = 300
 _INTERPRETER = re.compile(
     r"(?P<root>/.*|)/store/(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)/\.venv/bin/python[0-9.]*"
@@ -60,7 +60,7 @@ def lease(
         place, name, path = _of_interpreter(text, root)
         return Lease(place, name, path, ttl, what)._take(text)
     # Absolute: renewals go on after a chdir.
-    place = Path(os.path.abspath(find_root(root)))
+    place = Path(os.path.abspath(find_root(root, advice=PYTHON)))
     if "/" not in text:
         if not _NAME.fullmatch(text):
             raise UnknownEnvironment(f"{text!r} is neither a spec id nor a path nor the name of a closure.")
@@ -97,10 +97,7 @@ class Lease:
         self._path = Path()
         self._since: float | None = None
         self._lock = threading.Lock()
-        self._ended = threading.Event()
-        self.present = True
-        """Whether the closure was there, and the lease could be written, when it was renewed last."""
-        self._thread = threading.Thread(target=self._keep, name=f"lease {name[:12]}", daemon=True)
+        self._watch = Watch(self._kept, ttl, f"lease {name[:12]}")
 
     def __enter__(self) -> Self:
         return self
@@ -110,39 +107,51 @@ class Lease:
     ) -> None:
         self.release()
 
+    @property
+    def present(self) -> bool:
+        """Whether the closure was there, and the lease could be written, at its last renewal.
+
+        Not either where that is `ttl` seconds ago: the lease has run out, as on a NAS that keeps a renewal waiting.
+        """
+        return self._watch.well
+
     def renew(self) -> None:
         """Renews it now, for one that has slept; the thread does it otherwise.
 
         Raises `EnvfabricError` where that can't be done, and `UnknownEnvironment` where the closure was
         collected while the lease had run out.
         """
-        if self._ended.is_set() or os.getpid() != self._pid:
+        if self._watch.ended or os.getpid() != self._pid:
             raise EnvfabricError(
                 f"the lease on {self.name} was given back, or is another process's: take a new one."
             )
+        began = self._watch.now()
         self._renew_or_explain()
-        if not self._present():
+        there = present(self._root, self.python)
+        self._watch.note(began, there)
+        if not there:
             raise UnknownEnvironment(self._gone())
 
     def release(self) -> None:
         """Gives it back; does nothing the second time, and in a child that inherited it by fork."""
         if os.getpid() != self._pid:
             return
-        self._ended.set()
+        self._watch.end()
         with self._lock, contextlib.suppress(OSError):
             # What can't be removed now ends by itself.
             self._path.unlink()
 
     def _take(self, wanted: str) -> Self:
         """Writes it and looks then: a closure that was not collected before is not collected any more."""
+        began = self._watch.now()
         try:
             self._renew_or_explain()
-            if not self._present():
+            if not present(self._root, self.python):
                 raise UnknownEnvironment(f"{wanted}: {self._gone()}")
         except BaseException:
             self.release()
             raise
-        self._thread.start()
+        self._watch.start(began)
         return self
 
     def _gone(self) -> str:
@@ -151,28 +160,9 @@ class Lease:
             "or read index.json anew."
         )
 
-    def _present(self) -> bool:
-        """Whether the closure is there, and not only in what this machine remembers of its name."""
-        try:
-            os.close(os.open(self._root / "store", os.O_RDONLY | os.O_DIRECTORY))
-            os.lstat(self.python)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError as error:
-            raise RootNotFound(f"{self.python} can't be read: {error}") from error
-        return True
-
-    def _keep(self) -> None:
-        pause = self._ttl / 3
-        while not self._ended.wait(pause):
-            try:
-                self._renew()
-                self.present = self._present()
-                pause = self._ttl / 3
-            except (OSError, EnvfabricError):
-                self.present = False
-                # The NAS may be back in a moment, and the lease lasts for two more of these thirds.
-                pause = min(self._ttl / 12, _SOONEST)
+    def _kept(self) -> bool:
+        self._renew()
+        return present(self._root, self.python)
 
     def _renew_or_explain(self) -> None:
         try:
@@ -188,7 +178,7 @@ class Lease:
         # Read each time: the daemon may have been given another folder since.
         path = place_of(self._root) / self.name / self._holder
         with self._lock:
-            if self._ended.is_set():
+            if self._watch.ended:
                 return
             if path != self._path:
                 old, self._path = self._path, path
@@ -209,6 +199,21 @@ class Lease:
         host = os.uname().nodename[:200]
         told: dict[str, Any] = {"schema": 1, "holder": self._holder, "host": host, "pid": self._pid}
         return json.dumps({**told, "ttl": self._ttl, "since": self._since, "what": self._what}).encode()
+
+
+def present(root: Path, python: str) -> bool:
+    """Whether a closure's interpreter is there, and not only in what this machine remembers of its name.
+
+    Raises `RootNotFound` where that can't be known.
+    """
+    try:
+        os.close(os.open(root / "store", os.O_RDONLY | os.O_DIRECTORY))
+        os.lstat(python)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise RootNotFound(f"{python} can't be read: {error}") from error
+    return True
 
 
 def place_of(root: Path) -> Path:

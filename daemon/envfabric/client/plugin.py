@@ -12,7 +12,7 @@ import logging
 import os
 import platform
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,8 +31,9 @@ from envfabric.client.index import (
     UnknownEnvironment,
     find_root,
 )
-from envfabric.client.leases import Lease, lease
+from envfabric.client.leases import Lease, lease, present
 from envfabric.client.wanted import KEY, Wanted, parse, refuse_together
+from envfabric.client.watch import Watch
 
 if TYPE_CHECKING:
     from ray._private.runtime_env.context import RuntimeEnvContext
@@ -41,6 +42,12 @@ if TYPE_CHECKING:
 _ALL = 1 << 60
 """Bytes that each environment is said to take: more than Ray's cache has, so an unused one is let go at once."""
 
+_ADVICE = (
+    f'export ENVFABRIC_ROOT before `ray start` on {os.uname().nodename}, or give root in the value: {{"id": …, '
+    '"digest": …, "root": "/mnt/nas"}.'
+)
+"""Nobody gives a node an argument."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
@@ -48,7 +55,14 @@ class _Ready:
 
     python: str
     env_vars: dict[str, str]
-    lease: Lease | None
+    """The spec's, for values that were written by hand."""
+    held: Lease | Watch
+    """A watch alone where no lease was wanted."""
+
+    @property
+    def well(self) -> bool:
+        """Whether it was there when it was looked at last, and that is not too long ago."""
+        return self.held.present if isinstance(self.held, Lease) else self.held.well
 
 
 class EnvfabricPlugin(RuntimeEnvPlugin):
@@ -71,7 +85,8 @@ class EnvfabricPlugin(RuntimeEnvPlugin):
     def get_uris(self, runtime_env: "RuntimeEnv") -> list[str]:
         """The environment that is asked for, which Ray counts the uses of; called for every runtime_env there is."""
         try:
-            uri = parse(runtime_env[KEY]).uri if KEY in runtime_env and runtime_env[KEY] is not None else None
+            value = _of(runtime_env, KEY)
+            uri = None if value is None else parse(value).uri(_of(runtime_env, "py_executable"))
         except ValueError:
             # Raised here it would break the agent's counting; `validate` says it in a moment.
             return []
@@ -90,7 +105,9 @@ class EnvfabricPlugin(RuntimeEnvPlugin):
         attempt = self._under_way.get(key)
         # Ray tries again when it has failed: one that still hangs is waited for, and not begun once more.
         if attempt is None or attempt.failed or not attempt.joined():
-            work = partial(_prepare if uri else _undecided, wanted)
+            # The client has put the spec's variables beside its py_executable, those of the generation that it meant.
+            by_hand = not wanted.named_by(_of(runtime_env, "py_executable"))
+            work = partial(_prepare, wanted, by_hand) if uri else partial(_undecided, wanted)
             attempt = self._under_way[key] = Attempt(work, _give_back, f"envfabric {wanted.id}")
             attempt.joined()
         try:
@@ -115,20 +132,18 @@ class EnvfabricPlugin(RuntimeEnvPlugin):
     ) -> None:
         """Lets workers start in the environment. Raises `EnvironmentFailed` where it has gone since it was checked."""
         ready = self._ready[uris[0]]
-        if ready.lease is not None and not ready.lease.present:
+        if not ready.well:
             # Ray asks only this of an environment that is in use on the node already: a worker would hang.
             raise EnvironmentFailed(
-                f"{ready.python} was there and is not any more, or the NAS does not take the renewals of its lease on "
-                f"{os.uname().nodename}. Check the mount there; then try again."
+                f"{ready.python} was there and is not any more, or the NAS does not answer {os.uname().nodename}, or "
+                "take the renewals of its lease. Check the mount there; then try again."
             )
         given = (runtime_env.py_executable() or "").split()
         # A job's py_executable is inherited by a task that asks for another environment: the key counts. Put into
         # the runtime_env, too, where Ray's own plugin for it comes after this one and takes it from.
         wrapped = ready.python in given
         context.py_executable = runtime_env["py_executable"] = " ".join(given) if wrapped else ready.python
-        # The client has put the spec's variables beside its py_executable, those of the generation that it meant.
-        own = {} if wrapped else ready.env_vars
-        context.env_vars = runtime.inside(ready.python, {**own, **context.env_vars})
+        context.env_vars = runtime.inside(ready.python, {**ready.env_vars, **context.env_vars})
 
     def delete_uri(self, uri: str, logger: logging.Logger) -> int:
         """Gives the lease back: nothing on this node uses the environment any more."""
@@ -138,27 +153,36 @@ class EnvfabricPlugin(RuntimeEnvPlugin):
         return _ALL
 
 
-def _prepare(wanted: Wanted, alive: Callable[[float], None]) -> _Ready:
+def _of(runtime_env: Mapping[str, Any], name: str) -> Any:
+    return runtime_env.get(name)
+
+
+def _prepare(wanted: Wanted, by_hand: bool, alive: Callable[[float], None]) -> _Ready:
     """Leases a closure and proves that it can be run here. Raises `EnvfabricError`."""
     root = _root(wanted)
     python = f"{root}/store/{wanted.digest}/.venv/bin/python"
-    told = runtime.told_of(root, wanted)
+    told = fitting.closure_told(root, str(wanted.digest))
+    ray_version, python_version = told.get("ray_version"), told.get("python_version")
     cluster = fitting.Cluster(ray.__version__, platform.python_version(), f"the Ray of {os.uname().nodename}")
-    fitting.refuse_unfit(wanted.id, told["ray_version"], told["python_version"], cluster)
-    held = None
-    if wanted.lease:
-        held = _lease(wanted, python, root)
+    fitting.refuse_unfit(wanted.id, ray_version, python_version, cluster)
+    variables = runtime.added_by(root, wanted, alike=True).get("env_vars") or {} if by_hand else {}
+    began = Watch.now()
+    held = _lease(wanted, python, root) if wanted.lease else None
     try:
         # After the lease: what is there now stays.
         fitting.refuse_absent(python, ray=True)
         # So far it was whether the NAS answers. This takes longer where all nodes of a cluster begin at once.
         alive(fitting.START_WITHIN + wanted.timeout)
-        fitting.starts(python, fitting.START_WITHIN, told["python_version"])
+        fitting.starts(python, fitting.START_WITHIN, python_version)
     except BaseException:
         if held is not None:
             held.release()
         raise
-    return _Ready(python, told["runtime_env"].get("env_vars") or {}, held)
+    if held is not None:
+        return _Ready(python, variables, held)
+    watch = Watch(partial(present, root, python), wanted.ttl, f"envfabric {wanted.id}")
+    watch.start(began)
+    return _Ready(python, variables, watch)
 
 
 def _lease(wanted: Wanted, python: str, root: Path) -> Lease:
@@ -181,7 +205,7 @@ def _undecided(wanted: Wanted, alive: Callable[[float], None]) -> _Ready:
     Which one it is has to be the same on all nodes and for all tries, so it is decided once, by the driver.
     """
     root = _root(wanted)
-    digest = served(wanted.id, root, None)[0].split("/")[-4]
+    digest = served(wanted.id, root, None, limit=wanted.timeout)[0].split("/")[-4]
     raise EnvironmentFailed(
         f'runtime_env["{KEY}"] = "{wanted.id}" has no digest. In Python, envfabric.runtime_env("{wanted.id}"); for '
         f"`ray job submit` and YAML take what `envfabric runtime-env {wanted.id}` prints, or, to stay with what is "
@@ -190,7 +214,7 @@ def _undecided(wanted: Wanted, alive: Callable[[float], None]) -> _Ready:
 
 
 def _root(wanted: Wanted) -> Path:
-    root = Path(wanted.root) if wanted.root is not None else find_root()
+    root = Path(wanted.root) if wanted.root is not None else find_root(advice=_ADVICE)
     if not (root / ".envfabric.json").is_file():
         raise EnvironmentFailed(
             f"{root}/.envfabric.json is not there: is the NAS mounted at {root} on {os.uname().nodename}? Mount it "
@@ -200,8 +224,10 @@ def _root(wanted: Wanted) -> Path:
 
 
 def _give_back(ready: _Ready) -> None:
-    if ready.lease is not None:
-        ready.lease.release()
+    if isinstance(ready.held, Lease):
+        ready.held.release()
+    else:
+        ready.held.end()
 
 
 __all__ = ["EnvfabricError", "EnvfabricPlugin"]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from envfabric.client.api import answered
 from envfabric.client.index import (
     EnvfabricError,
     NotReady,
@@ -22,11 +23,14 @@ from envfabric.client.index import (
     environment,
     read_index,
 )
+from envfabric.client.wanted import DEFAULT_TIMEOUT
 
 READY, FAILED, TIMED_OUT = 0, 1, 124
 _POLL_FIRST, _POLL_MOST = 0.1, 1.0
 _GIT_MOST = 10.0
 """Seconds that git may take for one question; it is asked again later."""
+_AT_LEAST = 1.0
+"""Seconds for which a last look is waited for, though the time is over."""
 _COMMIT = re.compile(r"[0-9a-f]{4,40}")
 _IN_MESSAGE = re.compile(r"\b[0-9a-f]{7,40}\b")
 
@@ -60,7 +64,7 @@ def wait(
         # The clock is read first: what was there in time counts.
         late = deadline is not None and time.monotonic() >= deadline
         try:
-            index = read_index(root)
+            index = _index(root, first, deadline)
             if history is not None:
                 history.reached(index)
             if not ids:
@@ -98,6 +102,16 @@ def wait(
         first = False
         time.sleep(pause if deadline is None else max(0.0, min(pause, deadline - time.monotonic())))
         pause = min(pause * 1.5, _POLL_MOST)
+
+
+def _index(root: Path, first: bool, deadline: float | None) -> dict[str, Any]:
+    """The index, waited for no longer than there is time. Raises `RootNotFound` and `NotReady`."""
+    if first:
+        return answered(DEFAULT_TIMEOUT, lambda: read_index(root), str(root))
+    if deadline is None:
+        # Nobody is in a hurry: given up and begun again, each look would leave a thread in a mount that hangs.
+        return read_index(root)
+    return answered(max(deadline - time.monotonic(), _AT_LEAST), lambda: read_index(root), str(root))
 
 
 def _outcome(index: Mapping[str, Any], spec_id: str, commit: str | None) -> str:

@@ -22,7 +22,7 @@ SHORTEST_TTL = 3.0
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _TEXT = re.compile(rf"(?P<id>{_PART}/{_PART})(?:@(?P<digest>{_PART}))?")
 _ROOT = re.compile(r"/[A-Za-z0-9/._-]*")
-_KNOWN = ("id", "digest", "root", "timeout", "lease", "ttl")
+_KNOWN = ("id", "digest", "generation", "root", "timeout", "lease", "ttl")
 _INSTEAD = ("pip", "uv", "conda", "image_uri", "container")
 """What brings an interpreter or packages of its own."""
 
@@ -34,6 +34,8 @@ class Wanted:
     id: str
     digest: str | None = None
     """The closure's name below ROOT/store; None where nobody has decided it yet."""
+    generation: int | None = None
+    """Whose env_vars it has, where the value was written by hand; None where all that have the closure agree."""
     root: str | None = None
     """ROOT; None for the node's own ENVFABRIC_ROOT or settings."""
     timeout: float = DEFAULT_TIMEOUT
@@ -42,14 +44,25 @@ class Wanted:
     ttl: float = DEFAULT_TTL
     """Seconds for which the lease outlives its node."""
 
-    @property
-    def uri(self) -> str | None:
-        """What Ray counts the uses of on a node; None without a digest."""
+    def uri(self, py_executable: object = None) -> str | None:
+        """What Ray counts the uses of on a node, in a runtime_env with that py_executable; None without a digest."""
         if self.digest is None:
             return None
-        # What one has made ready is not enough for the next, which wants a lease, or a longer one.
-        held = "?unleased" if not self.lease else "" if self.ttl == DEFAULT_TTL else f"?ttl={self.ttl:g}"
+        # What one has made ready is not enough for the next, which wants a lease, or a longer one, or the variables of
+        # a generation.
+        parts = ["unleased"] if not self.lease else [] if self.ttl == DEFAULT_TTL else [f"ttl={self.ttl:g}"]
+        if not self.named_by(py_executable):
+            parts.append("by-hand" if self.generation is None else f"generation={self.generation}")
+        held = f"?{'&'.join(parts)}" if parts else ""
         return f"{KEY}://{self.root or ''}/{self.id}@{self.digest}{held}"
+
+    def named_by(self, py_executable: object) -> bool:
+        """Whether a py_executable has this closure's own interpreter in it, as what `envfabric.runtime_env` makes has:
+        the spec's env_vars are beside it then."""
+        if self.digest is None or self.root is None:
+            return False
+        python = f"{self.root}/store/{self.digest}/.venv/bin/python"
+        return isinstance(py_executable, str) and python in py_executable.split()
 
     def told(self) -> dict[str, Any]:
         """The value as a dict: id and digest, and what differs from the defaults."""
@@ -92,12 +105,20 @@ def parse(value: object) -> Wanted:
         raise ValueError(
             f'runtime_env["{KEY}"]: root={root!r} must be an absolute path of A-Z a-z 0-9 / . _ -'
         )
+    generation = value.get("generation")
+    if generation is not None:
+        if isinstance(generation, bool) or not isinstance(generation, int) or generation < 1:
+            raise ValueError(
+                f'runtime_env["{KEY}"]: generation={generation!r} must be a number that `envfabric history` shows.'
+            )
+        if digest is None:
+            raise ValueError(f'runtime_env["{KEY}"]: generation={generation} needs its digest beside it.')
     lease = value.get("lease", True)
     if not isinstance(lease, bool):
         raise ValueError(f'runtime_env["{KEY}"]: lease={lease!r} must be true or false.')  # noqa: TRY004
     timeout = _seconds(value, "timeout", DEFAULT_TIMEOUT)
     ttl = _seconds(value, "ttl", DEFAULT_TTL, SHORTEST_TTL)
-    return Wanted(wanted.id, digest, root, timeout, lease, ttl)
+    return Wanted(wanted.id, digest, generation, root, timeout, lease, ttl)
 
 
 def refuse_together(runtime_env: Mapping[str, Any]) -> None:

@@ -73,7 +73,10 @@ def from_os_error(error: OSError, doing: str) -> SpecError:
         return SpecError(
             Reason.NO_SPACE, f"{what}. Free space on the NAS; the build is tried again by itself."
         )
-    return SpecError(Reason.STORE, f"{what}. Check the NAS mount; the build is tried again by itself.")
+    todo = "Check the NAS mount"
+    if error.errno == errno.ENOENT:
+        todo += ", and where a folder of ROOT is gone run `envfabric init ROOT`"
+    return SpecError(Reason.STORE, f"{what}. {todo}; the build is tried again by itself.")
 
 
 # Up to the last @ before the path: a password may hold one.

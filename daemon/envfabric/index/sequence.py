@@ -2,12 +2,14 @@
 
 It is in the index itself. For the case that the index is lost or spoilt, a number that no published one is above is
 kept in state/sequence, and put up well ahead of need, so that a publication hardly ever costs a second write. That
-number tells an index from a backup, too, where more than those ahead were given since.
+number tells an index from a backup, too, where more than those ahead were given since. Where that number is lost, the
+audit trail says how far they had come.
 """
 
 from pathlib import Path
 
 from envfabric.store.files import Files
+from envfabric.store.history import History
 from envfabric.store.root import Root
 
 AHEAD = 100
@@ -28,11 +30,14 @@ class Sequence:
         Raises `OSError` where it can't be kept: then nothing of that number may be published.
         """
         if self._kept is None:
-            self._kept = self._read()
-            if known is not None and known < self._kept - AHEAD:
+            kept = self._read()
+            if kept is None:
+                known = self._told(known)
+            elif known is not None and known < kept - AHEAD:
                 # The kept one was put up for a number above this: the index is an older one that somebody put
                 # back, and how far they had come by then nobody knows.
                 known = None
+            self._kept = kept or 0
         number = (self._kept if known is None else known) + 1
         if number > self._kept:
             # Before that number is published: a crash in between costs some numbers, and gives none twice.
@@ -41,11 +46,17 @@ class Sequence:
             self._kept = number + AHEAD
         return number
 
-    def _read(self) -> int:
+    def _told(self, known: int | None) -> int | None:
+        """`known`, or a number above all that were given where the audit trail tells of a later one."""
+        told = History(self._root, self._files).last_sequence()
+        # Not every publication is told there.
+        return told + AHEAD if told > (known or 0) else known
+
+    def _read(self) -> int | None:
         try:
             return max(0, int(self._path.read_bytes()))
         except (FileNotFoundError, ValueError):
-            return 0
+            return None
 
     @property
     def _path(self) -> Path:

@@ -29,12 +29,21 @@ from envfabric.telemetry.metrics import Metrics
 class Board:
     """The loop's state on one ROOT."""
 
-    def __init__(self, root: Root, files: Files, metrics: Metrics, changed: Callable[[], None]) -> None:
-        """`changed` is called after each outcome: there is something to publish."""
+    def __init__(
+        self,
+        root: Root,
+        files: Files,
+        metrics: Metrics,
+        changed: Callable[[], None],
+        note: Callable[..., None] = lambda event, **details: None,
+    ) -> None:
+        """`changed` is called after each outcome: there is something to publish; `note` takes events for the audit
+        trail, see store/history."""
         self._root = root
         self._files = files
         self._metrics = metrics
         self._changed = changed
+        self._note = note
         self._log = logs.get()
         self.revision: str | None = None
         self.refs: dict[str, SpecRef] = {}
@@ -193,6 +202,7 @@ class Board:
         self._metrics.build_failures.labels(told.reason.value).inc()
         log = self._log.bind(spec=spec_id, commit=entry.commit, digest=digest)
         log.error("failed", reason=told.reason.value, message=told.message)
+        self._note("failed", spec=spec_id, commit=entry.commit, reason=told.reason.value)
         self._changed()
 
     def wake_retries(self) -> list[str]:

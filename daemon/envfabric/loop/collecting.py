@@ -5,7 +5,6 @@ One collection at a time, in a thread of its own; the loop's thread begins it an
 
 import contextlib
 import math
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from functools import partial
 
 from envfabric.build.cache import Evicted
 from envfabric.core.errors import StoreError
+from envfabric.loop.figures import show_leases, show_room
 from envfabric.store.collect import Collected, Collector
 from envfabric.store.history import History
 from envfabric.store.root import Root
@@ -166,7 +166,18 @@ class Collecting:
             found = of.leases.survey(of.files.server_time(self._root.staging), self.still_writing)
             # It may have hung until long after this turn: the figure is the next one's then.
             self.still_writing()
-            self._metrics.leases.set(sum(len(one.held) for one in found.values()))
+            serving = (of.serving() or {}).values()
+            served = {one.name for several in serving for one in several if one.name}
+            show_leases(self._metrics, found, served, self._built)
+
+    def _built(self, name: str) -> float | None:
+        """When a closure was built, by the server's clock; None where it is not in the store. Raises `OSError`."""
+        try:
+            return (self._root.closure(name) / "metadata.json").stat().st_mtime
+        except (FileNotFoundError, NotADirectoryError):
+            # An empty mount point looks the same.
+            self._root.require_marker()
+            return None
 
     def _collect(self, hurry: bool, collected: Collected) -> Outcome:
         self._collector.collect(hurry=hurry, done=collected)
@@ -183,8 +194,14 @@ class Collecting:
         if hurry:
             self._settle_hurry(bool(outcome.freed_bytes or outcome.freed_inodes), failed=error is not None)
         if error is None:
+            self._metrics.gc_runs.inc()
+            self._metrics.gc_last_success.set_to_current_time()
             self._metrics.leases.set(collected.leases)
+            # Whose they are is counted with the next look.
+            self._next_count = min(self._next_count, self._clock())
         elif not self._stopping.is_set():
+            self._metrics.gc_runs.inc()
+            self._metrics.gc_failures.inc()
             self._log.error("collection failed", error=str(error))
         for done in waiting:
             done(future)
@@ -222,6 +239,9 @@ class Collecting:
         self._account_changed = self._account_changed or bool(collected.removed or collected.returned)
         self._metrics.gc_removed.inc(len(collected.removed))
         self._metrics.gc_reclaimed.inc(outcome.freed_bytes)
+        if collected.bytecode is not None:
+            self._metrics.bytecode_inodes.set(collected.bytecode[0])
+            self._metrics.bytecode_bytes.set(collected.bytecode[1])
         self._log.info(
             "collected",
             closures=len(collected.removed),
@@ -234,9 +254,6 @@ class Collecting:
 
     def _space_is_low(self) -> bool:
         try:
-            status = os.statvfs(self._root.path)
+            return show_room(self._metrics, self._root.path) < self._schedule.min_free
         except OSError:
             return False
-        shares = [(status.f_bavail, status.f_blocks), (status.f_favail, status.f_files)]
-        # Some file systems do not count inodes.
-        return any(every and 100 * free / every < self._schedule.min_free for free, every in shares)

@@ -30,6 +30,7 @@ from envfabric.store.generations import Generations
 from envfabric.store.retention import Serving
 from envfabric.store.root import Root
 from envfabric.telemetry import logs
+from envfabric.telemetry.metrics import Metrics
 
 AT_ONCE = 64
 """Specs that are looked at in one look."""
@@ -62,6 +63,7 @@ class Drift:
         closures: Closures,
         generations: Generations,
         repair: Repair,
+        metrics: Metrics,
         post: Callable[[Callable[[], None]], None],
     ) -> None:
         """`post` hands a call to the loop's thread."""
@@ -73,6 +75,7 @@ class Drift:
         self._closures = closures
         self._generations = generations
         self._repair = repair
+        self._metrics = metrics
         self._post = post
         self._log = logs.get()
         self._round: list[str] = []
@@ -193,6 +196,7 @@ class Drift:
             self._mend(spec_id, serves)
         others = [one for one in seen.links if self._still_idle(one)]
         if others:
+            self._metrics.drift.labels("link").inc(len(others))
             self._log.warning("drift", what="links that lead elsewhere are flipped back", specs=others[:5])
             self._publisher.doubt_links(others)
 
@@ -211,6 +215,7 @@ class Drift:
             if spec_id in board.refs:
                 self._work.add(spec_id)
         if served:
+            self._metrics.drift.labels("closure").inc()
             self._log.error("drift", what="a closure is gone and built again", closure=name, specs=served[:5])
             self._publisher.want(outcome=True, at_once=True)
 
@@ -218,6 +223,7 @@ class Drift:
         """Has a closure proven to its last byte, and built again beside where it is not as it was sealed."""
         if name in self._repairs or name in self._closures.damaged():
             return
+        self._metrics.drift.labels("seal").inc()
         self._log.error("drift", what="a closure's seal is not as it was: it is proven", closure=name)
         self._repairs[name] = self._repair.begin([name], lambda _: True)
 
@@ -229,6 +235,7 @@ class Drift:
             return
         if entry.generation is None or Serving(entry.serving, entry.generation) != serves:
             return
+        self._metrics.drift.labels("generation").inc()
         self._log.warning(
             "drift", what="a generation's folder is not as it was", spec=spec_id, generation=entry.generation
         )

@@ -6,6 +6,7 @@ as a new one. Runs in a step's thread; asks no uv and touches no closure.
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -53,8 +54,9 @@ def whole_again(
     if old is None and mend.current:
         old = _from_closure(closures, policy, mend, ref, commit, files)
     if old is None or pyproject is None or lock is None:
-        # What is committed is made true the usual way then; of anything else only this is left.
-        if mend.current:
+        # What is committed is made true the usual way then; of anything else only this is left. One that is gone
+        # altogether has its number kept from being given again.
+        if mend.current or not os.path.lexists(folder):
             _set_aside(generations, ref.id, number, check)
         return None
     if not whole:

@@ -17,7 +17,7 @@ from envfabric.index.publisher import Publisher
 from envfabric.loop.board import Board
 from envfabric.loop.collecting import Collecting
 from envfabric.loop.drift import Drift
-from envfabric.loop.figures import show_figures
+from envfabric.loop.figures import show_figures, show_published
 from envfabric.loop.gate import Gate
 from envfabric.loop.orders import Orders
 from envfabric.loop.plan import Found, ended_pins, make_plan
@@ -192,6 +192,7 @@ class Reconciler:
         if published:
             self.board.entries = dict(published.entries)
             self.board.problems = published.problems
+            show_published(self._metrics, published)
         self._show()
 
     def _round(self) -> None:

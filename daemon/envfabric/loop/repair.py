@@ -76,11 +76,13 @@ class Repair:
         """Whether there are closures of which it is not yet known what has to be built again."""
         return self._proving > 0
 
-    def begin(self, names: list[str], settled: Callable[[str], bool]) -> Callable[[], Answer | None]:
+    def begin(
+        self, names: list[str], settled: Callable[[str], bool], proven: Callable[[], None] = lambda: None
+    ) -> Callable[[], Answer | None]:
         """Repairs the closures `names`, as far as they really are damaged or gone.
 
         Gives what is asked in each round for the answer; `settled` says whether what became of a spec is
-        published.
+        published; `proven` is called, in a thread, once all are proved and what is damaged is marked.
         """
         case = _Case()
         wanted = set(names)
@@ -88,7 +90,7 @@ class Repair:
         for spec_id, entry in self._board.entries.items():
             if entry.serving in wanted:
                 served.setdefault(entry.serving, []).append(spec_id)
-        future = self._pool.submit(self._prove, case, names, served)
+        future = self._pool.submit(self._prove, case, names, served, proven)
         self._proving += 1
         future.add_done_callback(lambda ended: self._post(partial(self._proven, ended, case)))
 
@@ -111,7 +113,9 @@ class Repair:
         self._stopping.set()
         self._pool.shutdown(cancel_futures=True)
 
-    def _prove(self, case: _Case, names: list[str], served: dict[str, list[str]]) -> None:
+    def _prove(
+        self, case: _Case, names: list[str], served: dict[str, list[str]], proven: Callable[[], None]
+    ) -> None:
         report = verify(self._root, names, served=served, workers=WORKERS, stop=self._stopping.is_set)
         self._check()
         case.gone = sorted(report.missing)
@@ -121,6 +125,8 @@ class Repair:
             # Marked first: killed after this, a start finds the mark and has it healed.
             self._closures.mark_damaged(name, told)
             case.damaged[name] = len(findings)
+        if not report.stopped:
+            proven()
         wanted = {one for name in case.damaged for one in self._distributions(name)}
         if case.damaged:
             try:

@@ -5,6 +5,7 @@ what is told of a generation waits for the answer, and nothing else does. Belong
 and what goes wrong here stops nothing.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -23,6 +24,8 @@ from envfabric.telemetry import logs
 ASKED = 5
 """Commits that git is asked about in one publication, for generations of content that was adopted before this turn."""
 
+FIGURES = 60.0
+"""Seconds between two accounts of the store while specs are pending or building."""
 
 _Answer = Future[dict[str, Change]]
 
@@ -54,12 +57,16 @@ class Trail:
         repository: Repository,
         generations: Generations,
         signer: Callable[[str], Mapping[str, str] | None] = lambda _: None,
+        figures: Callable[[Mapping[str, Entry]], Mapping[str, Any]] | None = None,
     ) -> None:
-        """`signer` says whose good signature a commit was found to have, see specs/signatures."""
+        """`signer` says whose good signature a commit was found to have, see specs/signatures; `figures` what is kept
+        of a publication, see loop/counting."""
         self._history = history
         self._repository = repository
         self._generations = generations
         self._signer = signer
+        self._figures = figures
+        self._figures_due = 0.0
         self._adopted: list[_Adopted] = []
         self._changes: dict[str, tuple[str, _Answer]] = {}
         """Who made the content that a spec asks for, with its tree, until it is published."""
@@ -103,6 +110,12 @@ class Trail:
         served = [one for one in served if entries[one].generation != _generation(old.get(one))]
         self._note_served(index, served, self._new(served, entries))
         self._note_removed(index, old.keys() - entries.keys())
+        clock = time.monotonic()
+        # Thousands of builds are thousands of publications: their sums are told now and then, and at the end.
+        if self._figures is not None and (index.complete or clock >= self._figures_due):
+            self._figures_due = clock + FIGURES
+            # Behind what is served: a trail that ends before it is caught up with at the next start.
+            self._note("figures", None, sequence=index.sequence, **self._figures(entries))
 
     def flush(self) -> None:
         """Asks git what has to be asked, and appends what is known."""

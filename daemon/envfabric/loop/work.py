@@ -24,7 +24,6 @@ from envfabric.loop.turns import Turns
 from envfabric.specs.repository import Repository, SourceError
 from envfabric.specs.tree import SpecRef
 from envfabric.store.generations import Generation
-from envfabric.store.usage import Usage
 from envfabric.telemetry import logs
 from envfabric.telemetry.metrics import Metrics
 
@@ -42,7 +41,7 @@ class Work:
         board: Board,
         repository: Repository,
         realiser: Realiser,
-        usage: Usage,
+        counting: Counting,
         metrics: Metrics,
         builders: int,
         limit: float,
@@ -54,7 +53,7 @@ class Work:
         self._reading = Reading(repository)
         self._realiser = realiser
         self._metrics = metrics
-        self._counting = Counting(usage, metrics)
+        self._counting = counting
         self._log = logs.get()
         self._turns = Turns()
         self._recalling: set[str] = set()

@@ -8,11 +8,12 @@ from functools import partial
 from packaging.utils import canonicalize_name
 
 from envfabric.build import cache
-from envfabric.build.compiling import Compiling
+from envfabric.build.compiling import Compiled, Compiling
 from envfabric.build.environment import Builder
 from envfabric.build.farm.executor import Farm, Terms, site_of
 from envfabric.build.interpreters import Interpreters
 from envfabric.build.preflight import Cluster
+from envfabric.build.pythons import Pythons, Sources
 from envfabric.build.resolve import Resolver
 from envfabric.build.trials import Trials
 from envfabric.build.uv import Uv
@@ -20,6 +21,7 @@ from envfabric.index.publisher import Publisher
 from envfabric.loop.again import Again
 from envfabric.loop.board import Board
 from envfabric.loop.collecting import Collecting, Schedule
+from envfabric.loop.counting import Counting
 from envfabric.loop.drift import Drift
 from envfabric.loop.gate import Gate, Limits
 from envfabric.loop.orders import Orders
@@ -75,7 +77,8 @@ def assemble(
     generations, pins = Generations(root, files), Pins(root, files)
     usage, history = Usage(root, files), History(root, files, writer.check)
     publisher = Publisher(root, files, writer, generations)
-    board = Board(root, files, metrics, lambda: publisher.want(outcome=True))
+    board = Board(root, files, metrics, lambda: publisher.want(outcome=True), history.note)
+    counting = Counting(usage, metrics, history.note)
 
     def mend(name: str) -> None:
         def begin() -> None:
@@ -84,8 +87,14 @@ def assemble(
         # A validation changed it: it is made again for all that it serves, as any damage is.
         inbox.put(begin)
 
-    compiling = Compiling(Bytecode(root, files), files, uv)
+    def compiled(done: Compiled) -> None:
+        metrics.bytecode_linked.inc(done.linked)
+        metrics.bytecode_compiled.inc(done.compiled)
+
+    compiling = Compiling(Bytecode(root, files), files, uv, told=compiled)
     farm = farm_of(settings, uv, writer.epoch, metrics)
+    validate = metrics.build_duration.labels("validate").observe
+    trials = Trials(root, files, closures, validate, mend)
     builder = Builder(
         closures, files, uv, compiling if settings.bytecode else None, farm, settings.farm.retries
     )
@@ -93,7 +102,7 @@ def assemble(
         root,
         policy_of(settings),
         Cluster(settings.ray.version, settings.ray.python),
-        Interpreters(root, files, uv, settings.python, tuple(settings.pythons)),
+        interpreters_of(settings, root, files, uv, closures),
         Resolver(
             root,
             files,
@@ -104,7 +113,7 @@ def assemble(
             settings.exclude_newer,
         ),
         builder,
-        Trials(root, files, closures, metrics.build_duration.labels("validate").observe, mend),
+        trials,
         closures,
         generations,
         pins,
@@ -112,7 +121,7 @@ def assemble(
         writer.check,
     )
     bounds = settings.builders, settings.build_timeout
-    work = Work(board, repository, realiser, usage, metrics, *bounds, inbox.put)
+    work = Work(board, repository, realiser, counting, metrics, *bounds, inbox.put)
 
     def serving() -> Served | None:
         published = publisher.published
@@ -154,12 +163,15 @@ def assemble(
     schedule = Schedule(settings.gc.interval, settings.gc.min_free, prune_cache)
     collecting = Collecting(root, collector, usage, metrics, history, schedule, inbox.put)
     repair = Repair(root, board, work, closures, generations, history, forget, writer.check, inbox.put)
+    if left := trials.unseen.names:
+        # Killed in the middle of a validation: at what that changed nobody has looked.
+        repair.begin(left, lambda _: True, partial(trials.unseen.proven, left))
     signed, prune = settings.signatures, settings.prune
     signatures = Signatures(signed.required, signed.allowed_signers, signed.gnupg_home)
     limits = Limits(prune.share, prune.count, prune.confirmed)
     gate = Gate(root, repository, partial(signatures.check, repository), limits, metrics, adopt=adopt)
     again = Again(board, work, realiser.asks, generations, claims)
-    drift = Drift(root, board, work, realiser, publisher, closures, generations, repair, inbox.put)
+    drift = Drift(root, board, work, realiser, publisher, closures, generations, repair, metrics, inbox.put)
     orders = Orders(
         board,
         work,
@@ -191,7 +203,7 @@ def assemble(
         gate,
         drift,
         history,
-        Trail(history, repository, generations, signatures.signer),
+        Trail(history, repository, generations, signatures.signer, counting.figures),
         metrics,
         inbox,
         interval=settings.interval,
@@ -199,6 +211,23 @@ def assemble(
         behind=behind,
     )
     return reconciler, publisher
+
+
+def interpreters_of(settings: Settings, root: Root, files: Files, uv: Uv, closures: Closures) -> Interpreters:
+    """Which interpreters these settings allow, and whether missing ones are brought to ROOT/pythons."""
+    pythons: Pythons | None = None
+    if settings.python_downloads != "never":
+        sources = Sources(settings.python_install_mirror, settings.python_downloads_json_url)
+        pythons = Pythons(root, files, uv, closures.staging, sources)
+    return Interpreters(
+        root,
+        files,
+        uv,
+        settings.python,
+        tuple(settings.pythons),
+        pythons=pythons,
+        only_managed=settings.python_preference == "only-managed",
+    )
 
 
 def farm_of(settings: Settings, uv: Uv, epoch: int, metrics: Metrics) -> Farm | None:

@@ -14,33 +14,34 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 from envfabric.build.uv import Uv
 from envfabric.core.errors import ConfigError, StoreError
 from envfabric.index.document import Index, from_json
 from envfabric.index.publisher import Publisher
+from envfabric.loop.figures import show_published, show_room
 from envfabric.loop.reconciler import Reconciler
 from envfabric.loop.watch import RefWatch
 from envfabric.service.assembly import assemble
 from envfabric.service.credentials import hide_secrets, take_credentials
 from envfabric.service.http import HttpServer, Shown
-from envfabric.service.notify import Notifier
+from envfabric.service.notify import Notifier, status
 from envfabric.service.settings import Settings, address
 from envfabric.service.source import Source
+from envfabric.service.start import first_commit, required, token_of, writing
+from envfabric.service.watchdog import Watchdog, summary
 from envfabric.specs.repository import Repository, SourceError
 from envfabric.specs.signatures import Signatures
 from envfabric.store.files import Files
 from envfabric.store.leases import Leases
-from envfabric.store.prepare import check_source, claim_source
+from envfabric.store.prepare import claim_source
 from envfabric.store.probe import probe
 from envfabric.store.requests import Answer, Request, who
 from envfabric.store.root import open_root
 from envfabric.store.writer import Busy, Writer
 from envfabric.telemetry import logs
 from envfabric.telemetry.metrics import Metrics
-
-T = TypeVar("T")
 
 STANDBY_INTERVAL = 1.0
 """Seconds between two tries of a standby to become the writer."""
@@ -57,6 +58,8 @@ class Daemon:
         self._adopt = adopt
         self._files = files or Files()
         self._notifier = Notifier()
+        self._watchdog = Watchdog(self._notifier, self._describe)
+        self._state = "starting"
         self._log = logs.get()
         self._stopping = False
         # A SimpleQueue may be put to by a signal handler that interrupts its reader.
@@ -70,13 +73,17 @@ class Daemon:
         # First of all: what goes wrong from here on may repeat them.
         self._credentials = take_credentials()
         hide_secrets(settings.repo, settings.index, *settings.policy.indexes)
-        hide_secrets(_token(settings), token=True)
-        self.root = open_root(_required(settings.root, "root", "the NAS folder"))
+        hide_secrets(token_of(settings), token=True)
+        # From here on the NAS is touched, which may hang.
+        self._watchdog.declare(f"starting: opening {settings.root}")
+        self._watchdog.start()
+        self.root = open_root(required(settings.root, "root", "the NAS folder"))
         told = settings.signatures
         # A list that is not there is told at the start, not when the first commit comes.
         Signatures(told.required, told.allowed_signers, told.gnupg_home)
         self.metrics = Metrics()
         self._source = Source(settings, self._credentials.git, self.metrics, self._look_soon)
+        self._watchdog.declare("starting: reading the spec repository")
         self._check_start()
         self.metrics.describe(importlib.metadata.version("environment-fabric"), self._uv().version())
 
@@ -96,6 +103,10 @@ class Daemon:
     def stop(self, *_: int | FrameType | None) -> None:
         """Ends the daemon soon; safe in a signal handler."""
         self._stopping = True
+        self._state = "stopping: ends its builds and gives ROOT back"
+        # At once: from here on TimeoutStopSec counts, and not the watchdog.
+        self._watchdog.close()
+        self._notifier.tell("STOPPING=1", status(self._state))
         self._wake.put(None)
         self._source.stop()
         if self._reconciler is not None:
@@ -106,6 +117,10 @@ class Daemon:
         self._source.soon()
         if self._reconciler is not None:
             self._reconciler.look_soon()
+
+    def _reload(self, *_: int | FrameType | None) -> None:
+        self.reconcile()
+        self._notifier.reloaded()
 
     def _look_soon(self) -> None:
         reconciler = self._reconciler
@@ -123,7 +138,12 @@ class Daemon:
         host, port = address(self._settings.listen)
         self._source.prepare()
         shown = Shown(
-            self.root, self.metrics, self._published, self._heartbeat, self.reconcile, _token(self._settings)
+            self.root,
+            self.metrics,
+            self._published,
+            lambda: self._watchdog.heartbeat,
+            self.reconcile,
+            token_of(self._settings),
         )
         with HttpServer(host, port, shown) as server, self._signals(reload=True), self._source.followed():
             on_start(server.url)
@@ -133,6 +153,7 @@ class Daemon:
                 # The start is over: what ends a turn from now on is waited for.
                 nonlocal first
                 first = False
+                self._watchdog.beat()
                 on_round()
 
             while not self._stopping:
@@ -152,10 +173,9 @@ class Daemon:
                     if first and not (isinstance(error, SourceError) and self._source.remote):
                         raise
                     self._log.error("turn as the writer ended", error=str(error))
-                    self._notifier.tell(f"STATUS=standing by: {error}")
+                    self._say(f"standing by: {error}")
                     self._pause()
                 first = False
-            self._notifier.tell("STOPPING=1")
 
     def run_once(self, on_round: Callable[[], None] = lambda: None) -> Index | None:
         """Makes the revision true once and gives what is published.
@@ -199,17 +219,22 @@ class Daemon:
 
             def each_round() -> None:
                 watch.ensure()
+                if (state := writing(self.root, writer.epoch)) != self._state:
+                    self._say(state)
                 on_round()
 
             try:
                 return reconciler.run(on_round if once else each_round)
             finally:
+                self._watchdog.declare(f"ending the turn as the writer of {self.root.path}")
                 watch.close()
 
     @contextlib.contextmanager
     def _turn(self, writer: Writer, *, once: bool) -> Iterator[Reconciler]:
         """One turn as the writer: ROOT is probed and claimed, and the loop put together."""
         root, files = self.root, self._files
+        # Until the first round is over.
+        self._watchdog.declare(f"opening {root.path}: probing it, and reading what is published")
         found = probe(root, files)
         for sentence in found.degraded:
             self._log.warning("ROOT is degraded", what=sentence)
@@ -250,6 +275,7 @@ class Daemon:
         writer = Writer(self.root, self._files)
         told = blind = self._stood_by = False
         while True:
+            self._watchdog.declare(f"waiting for {self.root.path}")
             try:
                 writer.acquire()
                 break
@@ -259,7 +285,7 @@ class Daemon:
                 blind = False
                 if not told:
                     self._log.info("standby", reason=str(error))
-                    self._notifier.tell("READY=1", "STATUS=standby")
+                    self._say(f"standby: {error}", ready=True)
                 told = self._stood_by = True
             except (StoreError, OSError) as error:
                 # A standby outlives a NAS that goes away; at a start it is an error like any other.
@@ -267,6 +293,7 @@ class Daemon:
                     raise
                 if not blind:
                     self._log.warning("standby can't see ROOT", error=str(error))
+                    self._say(f"standby can't see ROOT: {error}")
                 blind = True
             self._pause()
             if self._stopping:
@@ -274,7 +301,7 @@ class Daemon:
                 return
             self._standby_look()
         self.metrics.writer.set(1)
-        self._notifier.tell("READY=1", f"STATUS=writing, epoch {writer.epoch}")
+        self._say(writing(self.root, writer.epoch), ready=True)
         try:
             yield writer
         finally:
@@ -282,8 +309,14 @@ class Daemon:
             writer.release()
 
     def _pause(self, seconds: float = STANDBY_INTERVAL) -> None:
-        with contextlib.suppress(queue.Empty):
-            self._wake.get(timeout=seconds)
+        self._watchdog.beat()
+        # In short waits: each is a beat of the loop, which has none in between.
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                self._wake.get(timeout=min(left, STANDBY_INTERVAL))
+                return
+            self._watchdog.beat()
 
     def _nothing_to_read(self) -> str | None:
         """Why a turn as the writer can't begin yet, where the source is a remote one; asked before ROOT is held."""
@@ -301,7 +334,7 @@ class Daemon:
         if why != self._told_waiting:
             self._told_waiting = why
             self._log.warning("standby", reason=why)
-            self._notifier.tell("READY=1", f"STATUS=standing by: {why}")
+            self._say(f"standing by: {why}", ready=True)
         # What was read and does not do is asked for less often than what is not there: it costs git some work.
         self._pause(self._settings.interval if self._source.present else STANDBY_INTERVAL)
         self._standby_look()
@@ -320,44 +353,34 @@ class Daemon:
                 raise ConfigError(str(error)) from error
 
     def _check_source(self) -> str:
-        """The commit to begin with.
-
-        Raises `ConfigError` where a local repository has none, or ROOT serves another one, and `SourceError`.
-        """
-        repository = self.repository
-        commit = repository.head()
-        if commit is None:
-            if self._source.remote:
-                raise SourceError(f"the mirror {repository.path} has no commit")
-            branch = repository.branch
-            what = f"no branch {branch!r} with a commit" if branch else "no commit yet"
-            raise ConfigError(f"{repository.path} has {what}; commit a spec first.")
-        # A commit that removed the folder is one that removes all specs, and held back as such. Where nothing is
-        # published yet, the folder's name is a mistake.
-        if not repository.has_spec_path(commit) and not self.root.index.exists():
-            raise SourceError(
-                f"{repository.spec_path} is no folder in commit {commit[:12]} of {repository.path}; give --path the "
-                "folder with the specs"
-            )
-        if not self._adopt:
-            check_source(self.root, repository.root_commits(commit), repository.spec_path)
-        return commit
+        return first_commit(self.repository, self.root, remote=self._source.remote, adopt=self._adopt)
 
     def _published(self) -> Index | None:
         return self._publisher.published if self._publisher else self._seen
 
     def _standby_look(self) -> None:
         """Keeps what a standby shows up to date: what the writer has published."""
+        # One that waits for a NAS that hangs gains nothing by being started again.
+        self._watchdog.declare(f"waiting for {self.root.path}")
         with contextlib.suppress(OSError, ValueError):
+            show_room(self.metrics, self.root.path)
             # A network file system's client shows the new file once the folder was opened.
             os.close(os.open(self.root.path, os.O_RDONLY | os.O_DIRECTORY))
             stamp = self.root.index.stat().st_mtime_ns
             if stamp != self._seen_at:
                 self._seen, self._seen_at = from_json(self.root.index.read_bytes()), stamp
+                show_published(self.metrics, self._seen)
 
-    def _heartbeat(self) -> float:
-        # A standby's loop is the wait for the lock, which never hangs for long.
-        return self._reconciler.heartbeat if self._reconciler else time.monotonic()
+    def _say(self, state: str, *, ready: bool = False) -> None:
+        """What `systemctl status` shows from now on; with `ready`, also that the start is over."""
+        self._state = state
+        if self._stopping:
+            return
+        self._watchdog.beat()
+        self._notifier.tell(*(["READY=1"] if ready else []), status(self._describe()))
+
+    def _describe(self) -> str:
+        return summary(self._state, self._published(), started=self._notifier.ready)
 
     @contextlib.contextmanager
     def _signals(self, *, reload: bool = False) -> Iterator[None]:
@@ -366,22 +389,10 @@ class Daemon:
             return
         handlers = {signal.SIGINT: self.stop, signal.SIGTERM: self.stop}
         if reload:
-            handlers[signal.SIGHUP] = self.reconcile
+            handlers[signal.SIGHUP] = self._reload
         old = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
-
-
-def _token(settings: Settings) -> str | None:
-    return settings.reconcile_token.get_secret_value() if settings.reconcile_token else None
-
-
-def _required(value: T | None, name: str, what: str) -> T:
-    if value is None:
-        raise ConfigError(
-            f"{what} is not given: use --{name}, ENVFABRIC_{name.upper()} or {name} in envfabric.toml"
-        )
-    return value

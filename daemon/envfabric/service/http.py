@@ -1,11 +1,11 @@
-"""HTTP on loopback: metrics, health, the index and a page. Answers from memory, never from the NAS.
+"""HTTP on loopback: metrics, health, the index, a page and its logs. Answers from memory, never from the NAS.
 
-Nothing can be changed here; the one thing that may be asked for is a look at the specs.
+Nothing can be changed here; the one thing that may be asked for is a look at the specs. What the page shows of the NAS
+is read in threads of its own with a time limit, see looking.py.
 """
 
 import contextlib
 import hmac
-import html
 import ipaddress
 import socket
 import socketserver
@@ -22,6 +22,8 @@ from prometheus_client import make_wsgi_app
 
 from envfabric.core.errors import ConfigError
 from envfabric.index.document import Index, to_json
+from envfabric.service.looking import Looking, NoAnswer
+from envfabric.service.page import POLICY, Page
 from envfabric.store.root import Root
 from envfabric.telemetry.metrics import Metrics
 
@@ -74,6 +76,7 @@ class HttpServer:
     def __init__(self, host: str, port: int, shown: Shown) -> None:
         """Binds at once. Raises `ConfigError` where the address is taken or not this host's."""
         self._shown = shown
+        self._page, self._looking = Page(), Looking(shown.root)
         self._metrics_app = make_wsgi_app(shown.metrics.registry)
         try:
             kind = _Server6 if ":" in host else _Server
@@ -171,8 +174,39 @@ class HttpServer:
         if path == "/index.json" and index:
             return _reply(start, "200 OK", to_json(index, self._shown.root), "application/json")
         if path == "/":
-            return _reply(start, "200 OK", page(index), "text/html; charset=utf-8")
+            return self._page_of(index, environ, start)
+        if path.startswith("/logs/"):
+            return self._log(path.removeprefix("/logs/"), index, start)
         return _reply(start, "404 Not Found", "not here\n")
+
+    def _page_of(
+        self, index: Index | None, environ: WSGIEnvironment, start: StartResponse
+    ) -> Iterable[bytes]:
+        packed = accepts_gzip(environ.get("HTTP_ACCEPT_ENCODING", ""))
+        sizes = self._looking.sizes(index) if index else {}
+        writing = self._shown.metrics.registry.get_sample_value("envfabric_writer") == 1
+        data = self._page.get(index, sizes, writing=writing, packed=packed)
+        more = [("Vary", "Accept-Encoding"), *([("Content-Encoding", "gzip")] if packed else [])]
+        return _reply(start, "200 OK", data, "text/html; charset=utf-8", policy=POLICY, more=more)
+
+    def _log(self, asked: str, index: Index | None, start: StartResponse) -> Iterable[bytes]:
+        kind, _, name = asked.partition("/")
+        reads = {"failures": self._looking.failure, "builds": self._looking.build}
+        if kind not in reads:
+            return _reply(start, "404 Not Found", "not here\n")
+        try:
+            return _reply(start, "200 OK", reads[kind](name, index))
+        except NoAnswer as error:
+            return _reply(start, "503 Service Unavailable" if error.passing else "404 Not Found", str(error))
+
+
+def accepts_gzip(header: str) -> bool:
+    """Whether an Accept-Encoding names gzip, and not with a weight of nothing."""
+    for part in header.lower().split(","):
+        name, *details = (one.strip() for one in part.split(";"))
+        if name == "gzip":
+            return not any(one.replace(" ", "").rstrip("0.") == "q=" for one in details)
+    return False
 
 
 def is_near(environ: WSGIEnvironment) -> bool:
@@ -204,6 +238,8 @@ def _reply(
     body: str | bytes,
     kind: str = "text/plain; charset=utf-8",
     allow: str | None = None,
+    policy: str = "default-src 'none'; frame-ancestors 'none'",
+    more: Iterable[tuple[str, str]] = (),
 ) -> list[bytes]:
     data = body.encode() if isinstance(body, str) else body
     start(
@@ -215,35 +251,9 @@ def _reply(
             ("Content-Length", str(len(data))),
             ("Cache-Control", "no-store"),
             ("X-Content-Type-Options", "nosniff"),
-            ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'"),
+            ("Content-Security-Policy", policy),
+            ("Referrer-Policy", "no-referrer"),
+            *more,
         ],
     )
     return [data]
-
-
-def page(index: Index | None) -> str:
-    """Every environment's state, error and log, as one plain page."""
-    rows = []
-    for spec_id, entry in sorted(index.entries.items()) if index else []:
-        error = f"{entry.error.reason}: {entry.error.message} {entry.error.log or ''}" if entry.error else ""
-        cells = (
-            spec_id,
-            entry.state,
-            entry.generation or "",
-            entry.python_version or "",
-            entry.serving or "",
-            error,
-        )
-        rows.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
-    for problem in index.problems if index else ():
-        text = html.escape(f"{problem.path}: {problem.message}")
-        rows.append(f'<tr><td colspan="5">problem</td><td>{text}</td></tr>')
-    head = "".join(f"<th>{name}</th>" for name in ("id", "state", "generation", "python", "closure", "error"))
-    told = f"revision {index.revision}, sequence {index.sequence}" if index else "nothing is published yet"
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Environment Fabric</title>'
-        "<style>:root{color-scheme:light dark}body{font:14px sans-serif;margin:2em}"
-        "td,th{text-align:left;padding:.2em .8em;vertical-align:top}</style>"
-        f"<h1>Environment Fabric</h1><p>{html.escape(told)}</p>"
-        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></html>"
-    )

@@ -12,14 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from envfabric.build.interpreters import Interpreters
 from envfabric.build.lockfile import neutral, read_lock
 from envfabric.build.preflight import Cluster, check_ray, choose
 from envfabric.build.resolve import Resolver
 from envfabric.build.staleness import check_fits
 from envfabric.build.uv import Uv
 from envfabric.core.errors import Reason, SpecError
-from envfabric.service.assembly import policy_of
+from envfabric.service.assembly import interpreters_of, policy_of
 from envfabric.service.credentials import take_credentials
 from envfabric.service.settings import Settings
 from envfabric.specs.policy import Policy
@@ -87,7 +86,9 @@ def rehearse(specs: Mapping[str, Spec], settings: Settings) -> Iterator[tuple[st
         write_marker(root, files, {"fabric": "check", "created_at": now()})
         uv = Uv(root, settings.build_timeout, settings.index, credentials.uv)
         cluster = Cluster(settings.ray.version, settings.ray.python)
-        interpreters = Interpreters(root, files, uv, settings.python, tuple(settings.pythons))
+        # Those that the daemon's ROOT has are not here: what this machine has stands for them.
+        here = settings.model_copy(update={"python_preference": "managed"})
+        interpreters = interpreters_of(here, root, files, uv, Closures(root, files))
         resolver = Resolver(
             root,
             files,

@@ -232,6 +232,14 @@ class Settings(BaseSettings):
     """The Python for specs that do not choose: a minor or a full version."""
     pythons: list[str] = Field(default_factory=list)
     """Interpreters, or folders of them, that may be used; by default all that uv finds."""
+    python_preference: Literal["managed", "only-managed"] = "managed"
+    """Those in ROOT/pythons before others, or no others."""
+    python_downloads: Literal["never", "automatic"] = "never"
+    """Whether uv brings a Python that no interpreter meets to ROOT/pythons."""
+    python_install_mirror: str | None = None
+    """Where uv downloads Pythons from; http(s):// or file://. What UV_PYTHON_INSTALL_MIRROR says by default."""
+    python_downloads_json_url: str | None = None
+    """The list of Pythons that can be downloaded, in place of uv's own; a path, file:// or http(s)://."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe log line that is written: debug, info, warning or error."""
     ray: RaySettings = Field(default_factory=RaySettings)

@@ -90,6 +90,11 @@ class Closures:
         """The names of closures that were found damaged, also of those that are gone by now."""
         if self._damaged is None:
             found = {mark.removesuffix(".json") for mark in _listed(self._marks)}
+            # Where the marks are lost: <digest>-3 was made because <digest> and <digest>-2 had been found damaged.
+            for name in _listed(self._root.store):
+                digest, _, number = name.partition("-")
+                if number.isdecimal():
+                    found |= {digest, *(f"{digest}-{n}" for n in range(2, int(number)))}
             # A mount that is away looks like a folder that was never made: that is not remembered.
             self._root.require_marker()
             self._damaged = found

@@ -43,6 +43,8 @@ class Collected:
     """Entries of trash/ that wait for their time."""
     kept: dict[str, tuple[str, ...]] = field(default_factory=dict)
     leases: int = 0
+    bytecode: tuple[int, int] | None = None
+    """Compiled files in bytecode/ and their bytes on disk, as the last walk left them; None before the first."""
     resolutions: int = 0
     """Records of resolutions that nobody had asked for any more."""
 
@@ -111,6 +113,7 @@ class Collector:
         self._closures.recover(self._leftovers(plan.now))
         self._empty_trash(plan.now, 0.0 if hurry else self._rules.trash_age, done)
         self._bytecode.run(plan.now, done.freed, hurry=hurry)
+        done.bytecode = self._bytecode.walked
         done.resolutions = self._resolutions.run(plan.now, done.freed, hurry=hurry)
         self._validated.run(plan.now, done.freed, hurry=hurry)
         return done

@@ -16,7 +16,7 @@ from typing import Any
 
 from envfabric.core.ids import is_id
 from envfabric.store.files import Files
-from envfabric.store.root import Root
+from envfabric.store.root import SCHEMA, Root
 from envfabric.store.together import Together
 
 _HIGHEST = ".highest"
@@ -80,10 +80,15 @@ class Generations:
     def read(self, spec_id: str, number: int) -> Generation | None:
         """One generation, or None where it is not there or not of a known form.
 
-        Raises `OSError` where it can't be read: that is no proof that it is not there.
+        Raises `OSError` where it can't be read, or is of a newer form: that is no proof that it is not there.
         """
+        path = self.folder(spec_id, number) / "metadata.json"
         try:
-            raw = json.loads((self.folder(spec_id, number) / "metadata.json").read_bytes())
+            raw = json.loads(path.read_bytes())
+            if raw["schema"] > SCHEMA:
+                # What a newer release serves is not for this one to take for spoilt, to replace or to drop.
+                told = f"is of a newer version (schema {raw['schema']}, known: {SCHEMA}); use the release that wrote it"
+                raise OSError(errno.ENOTSUP, told, str(path))
             found = {
                 name: raw[name] for name in Generation.__slots__ if name not in {"spec", "number", *_LATER}
             }
@@ -132,7 +137,8 @@ class Generations:
     def record(self, generation: Generation, content: Content) -> Generation:
         """Writes a generation under the next number, or gives the retained one that is the same.
 
-        New is one whose pyproject.toml, uv.lock or digest differs from every retained one's.
+        New is one whose pyproject.toml, uv.lock or digest differs from every retained one's. `generation.number` is
+        that of the one which it replaces, 0 for none.
         """
         numbers = sorted(self.numbers(generation.spec), reverse=True)
         for old in (self.read(generation.spec, number) for number in numbers):
@@ -140,12 +146,13 @@ class Generations:
                 self.recorded.add(old.digest)
                 return old
         # A number is never given twice, not even over a folder that can't be read or was collected.
-        number = max([*numbers, self._highest(generation.spec)], default=0) + 1
+        # Nor that of the one which this replaces, where a hand took all of them meanwhile.
+        number = max([*numbers, self._highest(generation.spec), generation.number]) + 1
         target = self.folder(generation.spec, number)
         written = {name: getattr(generation, name) for name in Generation.__slots__ if name != "number"}
         written["lock_sha256"] = hashlib.sha256(content.lock).hexdigest()
         written["uv_version"] = self._uv_of(generation.digest)
-        text = json.dumps({"schema": 1, "generation": number, **written}, indent=2)
+        text = json.dumps({"schema": SCHEMA, "generation": number, **written}, indent=2)
         made = {"pyproject.toml": content.pyproject, "uv.lock": content.lock, "metadata.json": text.encode()}
         self._files.make_folder(target.parent, self._root.generations)
         # In staging, which the next writer empties: one that comes back late finds nothing to rename.

@@ -116,6 +116,11 @@ class History:
         return told
 
 
+def all_events(root: Root) -> Iterator[dict[str, Any]]:
+    """All that the trail says, oldest first; lines that are cut or of another form are read over. Raises `OSError`."""
+    return (event for line in _lines(root) if (event := _parsed(line)) is not None)
+
+
 def events_of(root: Root, spec_id: str) -> list[dict[str, Any]]:
     """What the trail says of a spec and of the closures that it used, oldest first.
 

@@ -83,10 +83,11 @@ def shortages(root: Root, mount: Mount, space: os.statvfs_result) -> Iterator[st
             f"{root.path} is on {mount.kind}, which is memory: a restart of this machine loses everything, and "
             "no other machine sees it. Use it for trials only."
         )
-    if {"nolock", "local_lock=all", "local_lock=flock"} & mount.options:
+    if {"nolock", "local_lock=all", "local_lock=flock", "localflock"} & mount.options:
         yield (
             f"{mount.point} is mounted with locks that hold on this host only: a daemon on another host would "
-            "not stand by. Mount it with NFS 4 or without nolock, or run the daemon on one host only."
+            "not stand by. Mount it with NFS 4 or without nolock (Lustre: with flock), or run the daemon "
+            "on one host only."
         )
     for what, free, total in (
         ("space", space.f_bavail, space.f_blocks),

@@ -12,7 +12,16 @@ from envfabric.core.errors import ConfigError
 from envfabric.store.files import Files
 from envfabric.store.mounts import refusal
 from envfabric.store.probe import MOST_LINKS, Probe, is_leftover, probe
-from envfabric.store.root import FOLDERS, MARKER, Root, check_path, now, read_marker, write_marker
+from envfabric.store.root import (
+    FOLDERS,
+    MARKER,
+    Root,
+    check_path,
+    check_schema,
+    now,
+    read_marker,
+    write_marker,
+)
 
 
 def prepare(path: Path, files: Files, most_links: int = MOST_LINKS) -> tuple[Root, Probe]:
@@ -28,7 +37,7 @@ def prepare(path: Path, files: Files, most_links: int = MOST_LINKS) -> tuple[Roo
     except OSError as error:
         raise refusal(root.path, error, "reading it") from error
     if prepared:
-        read_marker(root)
+        check_schema(root)
     if taken:
         raise ConfigError(
             f"{root.path} has no {MARKER} but holds {', '.join(taken)}; choose an empty folder, or mount "

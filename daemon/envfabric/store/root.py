@@ -6,6 +6,7 @@ anything, and only the marker.
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +15,9 @@ from envfabric.core.errors import ConfigError, StoreError, root_characters_are_v
 from envfabric.store.files import Files
 
 MARKER = ".envfabric.json"
+SCHEMA = 1
+"""The form of everything on ROOT that this release knows and writes."""
+_HEAD = re.compile(rb'\s*\{\s*"schema"\s*:\s*([0-9]{1,9})\b')
 FOLDERS = (
     "bytecode",
     "envs",
@@ -85,8 +89,30 @@ def open_root(path: Path) -> Root:
         raise ConfigError(
             f"{root.path} was not prepared (no {MARKER}). Mount the NAS, or run: envfabric init {root.path}"
         )
-    read_marker(root)
+    check_schema(root)
     return root
+
+
+def check_schema(root: Root) -> dict[str, object]:
+    """The marker's content, where neither it nor the index is of a newer form. Raises `ConfigError`.
+
+    An older release takes a newer index for a spoilt one, and would publish its own over it.
+    """
+    content = read_marker(root)
+    try:
+        with root.index.open("rb") as file:
+            # Every release writes the schema first: of a large index a few bytes are read.
+            found = _HEAD.match(file.read(64))
+    except FileNotFoundError:
+        return content
+    except OSError as error:
+        raise ConfigError(f"{root.index} can't be read: {error.strerror}") from error
+    if found and int(found[1]) > SCHEMA:
+        raise ConfigError(
+            f"{root.index} is of a newer version (schema {int(found[1])}, known: {SCHEMA}), and nothing was changed. "
+            "Use the release that wrote it, or see docs/operations.md for the way back."
+        )
+    return content
 
 
 def check_path(path: Path) -> Path:
@@ -114,16 +140,16 @@ def read_marker(root: Root) -> dict[str, object]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{root.marker} can't be read: {error}") from error
     schema = content.get("schema") if isinstance(content, dict) else None
-    if schema != 1:
+    if schema != SCHEMA:
         raise ConfigError(
-            f"{root.marker} is of another version (schema {schema}, known: 1); use the release that wrote it."
+            f"{root.marker} is of another version (schema {schema}, known: {SCHEMA}); use the release that wrote it."
         )
     return dict(content)
 
 
 def write_marker(root: Root, files: Files, content: dict[str, object]) -> None:
     """Replaces the marker. Raises `OSError`."""
-    text = json.dumps({"schema": 1, **content}, indent=2)
+    text = json.dumps({"schema": SCHEMA, **content}, indent=2)
     # By way of staging/, which a mount point that lost its NAS does not have, and which recovery empties.
     files.write_atomic(root.marker, text.encode(), via=root.staging)
 

@@ -54,6 +54,8 @@ class Sweep:
         self._check = check
         # In seconds of the server's clock: before these nothing is old enough; and not worth a walk.
         self._due = self._calm = float("-inf")
+        self.walked: tuple[int, int] | None = None
+        """Files that the last whole walk left, and their bytes on disk; None before the first."""
 
     def run(self, now: float, freed: Freed, *, hurry: bool = False) -> int:
         """Removes what is old enough by the server time `now`; gives how many, and adds what came back.
@@ -64,6 +66,7 @@ class Sweep:
         if now < self._due - (self._age - age) or (now < self._calm and not hurry):
             return 0
         removed, due = 0, now + self._age
+        left = taken = 0
         failed: list[OSError] = []
         for folder, _, names in os.walk(self._folder, onerror=failed.append):
             for name in names:
@@ -71,10 +74,10 @@ class Sweep:
                 with contextlib.suppress(FileNotFoundError):
                     status = path.lstat()
                     since = self._since(status)
-                    if since is None:
-                        continue
-                    if now - since < age:
-                        due = min(due, since + self._age)
+                    if since is None or now - since < age:
+                        if since is not None:
+                            due = min(due, since + self._age)
+                        left, taken = left + 1, taken + status.st_blocks * 512
                         continue
                     self._check()
                     self._files.unlink(path)
@@ -85,4 +88,5 @@ class Sweep:
         # What could not be listed may have held anything: the next collection looks again.
         if not any(not isinstance(one, FileNotFoundError) for one in failed):
             self._due, self._calm = due, now + _CALM * self._age
+            self.walked = left, taken
         return removed

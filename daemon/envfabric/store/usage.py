@@ -2,14 +2,16 @@
 
 state/usage/<digest> holds a closure's inodes with their bytes as pairs of 64-bit integers, after their
 number, so that a start reads counts instead of walking the store. An inode that several closures share is counted
-once, whichever of them is looked at first.
+once, whichever of them is looked at first. A ROOT that was copied has other inodes: it is counted anew.
 """
 
 import array
 import contextlib
 import os
+import stat
 import sys
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,28 +45,37 @@ class Usage:
         Without `keep` what was counted anew is not written down: for those who only look.
         """
         # Listed first: a NAS that is away for a moment does not turn the count to nothing.
-        present = [
-            digest
+        present = {
+            digest: inode
             for digest in sorted(os.listdir(self._root.store))
-            if (self._root.closure(digest) / "metadata.json").is_file()
-        ]
+            if (inode := _inode(self._root.closure(digest) / "metadata.json")) is not None
+        }
         self._links.clear()
         self._logical.clear()
         self._physical = 0
         if keep:
             self._forget_all_but(present)
-        for digest in present:
-            self.add(digest, keep=keep)
+        for digest, inode in present.items():
+            self.add(digest, keep=keep, holds=inode)
 
-    def add(self, digest: str, inodes: dict[int, int] | None = None, *, keep: bool = True) -> None:
+    def add(
+        self,
+        digest: str,
+        inodes: dict[int, int] | None = None,
+        *,
+        keep: bool = True,
+        holds: int | None = None,
+    ) -> None:
         """Counts a closure that came into the store. Raises `OSError` where it has to be walked and can't.
 
         `inodes` are its bytes by inode where they are known; of a closure that was counted already they
-        say that it was made anew.
+        say that it was made anew. `holds` is an inode that a record of it has to name: else it is another copy's.
         """
         if digest in self._logical and inodes is None:
             return
         found = inodes or self._read(digest)
+        if found is not None and holds is not None and holds not in found:
+            found = None
         if found is None or inodes is not None:
             found = found or walk_inodes(self._root.closure(digest))
             if keep:
@@ -120,11 +131,15 @@ class Usage:
         """The store's totals now."""
         return Totals(len(self._logical), self._physical, len(self._links))
 
+    def kept(self, digest: str) -> dict[int, int]:
+        """Bytes by inode as they were written down for a closure; none where they were not. Raises `OSError`."""
+        return self._read(digest) or {}
+
     @property
     def _folder(self) -> Path:
         return self._root.state / "usage"
 
-    def _forget_all_but(self, present: list[str]) -> None:
+    def _forget_all_but(self, present: Collection[str]) -> None:
         """Removes the records of closures that left just before a crash: built again, they have other inodes."""
         with contextlib.suppress(OSError, StoreError):
             self._root.require_marker()
@@ -146,6 +161,15 @@ class Usage:
         if not flat or len(flat) != 2 * flat[0] + 1:
             return None
         return dict(zip(flat[1::2], flat[2::2], strict=True))
+
+
+def _inode(path: Path) -> int | None:
+    """A file's inode; None where there is none. Raises `OSError` for what is no proof of that."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_ino if stat.S_ISREG(status.st_mode) else None
 
 
 def walk_inodes(folder: Path) -> dict[int, int]:

@@ -14,10 +14,10 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-from envfabric.core.errors import StoreError
+from envfabric.core.errors import ConfigError, StoreError
 from envfabric.store.files import Files
 from envfabric.store.mounts import FULL
-from envfabric.store.root import Root
+from envfabric.store.root import Root, check_schema
 
 _EPOCH = re.compile(r"epoch-([0-9]{1,18})")
 _EPOCHS_KEPT = 8
@@ -53,14 +53,22 @@ class Writer:
         self.epoch = 0
 
     def acquire(self) -> Self:
-        """Takes the lock at once and claims the next epoch. Raises `Busy` where another holds it."""
+        """Takes the lock at once and claims the next epoch.
+
+        Raises `Busy` where another holds it, and `StoreError` where ROOT is away or of a newer form.
+        """
         self._root.require_marker()
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
             raise Busy(f"another daemon or command is writing to {self._root.path} ({self._path})") from None
         try:
+            # Now, and not at the start alone: a standby may be of an older release than the writer that it follows.
+            check_schema(self._root)
             self.epoch = self._claim()
+        except ConfigError as error:
+            self.release()
+            raise StoreError(str(error)) from error
         except BaseException:
             self.release()
             raise

@@ -1,18 +1,30 @@
 """Every metric that the daemon exports, in one registry of its own.
 
 Base units, `_total` on counters, no spec id as a label; known label values exist from the
-start, so that a rate over them works before the first failure.
+start, so that a rate over them works before the first failure. What is shown was counted by the loop when it
+happened: a scrape touches neither ROOT nor the repository, only this process's own lines in /proc.
 """
 
 import platform
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
 
 from envfabric.core.errors import Reason
 
 PHASES = ("resolve", "sync", "bytecode", "seal", "validate", "total")
 STATES = ("pending", "building", "ready", "stale", "failed")
+USES = ("served", "superseded", "absent")
+"""What a leased closure is to the index: named in it, not any more, or not in the store at all."""
+DRIFTS = ("closure", "seal", "generation", "link")
+"""What of the published can be found not to be as it was left: see loop/drift."""
 BUILD_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200, 1800)
 PUBLISH_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
 
@@ -23,6 +35,8 @@ class Metrics:
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
+        # process_*: a start time that changes is how a restart by the watchdog is seen.
+        ProcessCollector(registry=registry)
 
         def counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
             return Counter(f"envfabric_{name}", text, labels, registry=registry)
@@ -59,6 +73,11 @@ class Metrics:
         self.build_duration = histogram(
             "build_duration_seconds", "Time of a build's phases.", BUILD_BUCKETS, ["phase"]
         )
+        self.drift = counter(
+            "drift",
+            "Published things that were found to be gone or not as they were left, by kind.",
+            ["kind"],
+        )
         self.farm_lost = counter(
             "farm_lost_builds", "Builds that were under way on a node of the farm when it was lost."
         )
@@ -81,6 +100,25 @@ class Metrics:
         self.store_closures = gauge("store_closures", "Sealed closures in the store.")
         self.store_inodes = gauge("store_inodes", "Distinct inodes under store/.")
         self.link_fallbacks = counter("link_fallbacks", "Files that were copied where a hardlink was wanted.")
+        self.bytecode_linked = counter(
+            "bytecode_linked",
+            "Compiled files that environments built on the daemon's host got from bytecode/.",
+        )
+        self.bytecode_compiled = counter(
+            "bytecode_compiled", "Sources that had to be compiled for them, as bytecode/ had nothing of them."
+        )
+        self.bytecode_inodes = gauge(
+            "bytecode_inodes", "Compiled files in bytecode/, as the collector's last walk over it found them."
+        )
+        self.bytecode_bytes = gauge(
+            "bytecode_bytes", "Bytes on disk of those; most are in store_physical_bytes, too, by their links."
+        )
+        self.root_size_bytes = gauge("root_size_bytes", "Size of ROOT's file system.")
+        self.root_free_bytes = gauge("root_free_bytes", "Bytes of it that the daemon's user may still take.")
+        self.root_inodes = gauge(
+            "root_inodes", "Inodes that ROOT's file system can have; 0 where it does not count them."
+        )
+        self.root_free_inodes = gauge("root_free_inodes", "Those that the daemon's user may still take.")
         self.specs = gauge("specs", "Specs of the revision by state.", ["state"])
         self.commit_to_publish = histogram(
             "commit_to_publish_seconds",
@@ -92,6 +130,19 @@ class Metrics:
         )
         self.writer = gauge("writer", "1 while this daemon writes to ROOT, 0 while it stands by.")
         self.leases = gauge("leases", "Leases that are in force.")
+        self.lease_hosts = gauge("lease_hosts", "Hosts that hold a lease in force, by what the leases say.")
+        self.leased_closures = gauge(
+            "leased_closures", "Closures that are leased, by what the index has of them.", ["use"]
+        )
+        self.leased_oldest = gauge(
+            "leased_oldest_built_timestamp_seconds",
+            "When the oldest of the leased closures was built; 0 where none is leased.",
+        )
+        self.gc_runs = counter("gc_runs", "Collections that have ended.")
+        self.gc_failures = counter("gc_failures", "Collections that ended with an error.")
+        self.gc_last_success = gauge(
+            "gc_last_success_timestamp_seconds", "When a collection last ended well; 0 before the first."
+        )
         self.gc_removed = counter("gc_removed", "Closures removed by the collector.")
         self.gc_reclaimed = counter("gc_reclaimed_bytes", "Bytes on disk given back by the collector.")
         for reason in Reason:
@@ -100,6 +151,10 @@ class Metrics:
             self.build_duration.labels(phase)
         for state in STATES:
             self.specs.labels(state)
+        for kind in DRIFTS:
+            self.drift.labels(kind)
+        for use in USES:
+            self.leased_closures.labels(use)
 
     def describe(self, version: str, uv: str) -> None:
         """Sets the versions that `build_info` shows."""

@@ -10,7 +10,7 @@ import stat
 
 from envfabric.build.closure import Closure
 from envfabric.build.farm.words import Refused, Site
-from envfabric.build.interpreters import inspect
+from envfabric.build.interpreters import Interpreter, inspect
 from envfabric.build.uv import Uv
 from envfabric.core.errors import Reason
 from envfabric.store.closures import Staging
@@ -93,6 +93,48 @@ def check_tools(site: Site, uv: Uv, closure: Closure, node: str) -> None:
             f"{wanted.path}, Python {wanted.version} for the daemon, {has} on node {node}: install the same one at "
             "this path, or have interpreters in ROOT/pythons",
         )
+    check_platform(closure, found, node)
+
+
+def check_platform(closure: Closure, found: Interpreter, node: str) -> None:
+    """What is made on the node runs where the daemon's own would. Raises `Refused`.
+
+    `found` is the closure's interpreter as it describes itself there.
+    """
+    wanted = closure.interpreter
+    if found.platform != wanted.platform:
+        raise Refused(
+            Reason.INTERNAL,
+            f"node {node} is {found.platform} and the daemon's host is {wanted.platform}: environments are made for "
+            "the one and don't run on the other. Keep the node out of the farm with farm.resources",
+        )
+    theirs, ours = _libc(found.libc), _libc(wanted.libc)
+    if theirs[0] != ours[0] or theirs[1] < ours[1]:
+        raise Refused(
+            Reason.INTERNAL,
+            f"node {node} has {_told(found.libc)} and the daemon's host has {_told(wanted.libc)}: wheels that were "
+            "chosen for the daemon's need not start there. Update the node's system, or keep it out of the farm with "
+            "farm.resources",
+        )
+    built = [one.name for one in closure.distributions if one.built]
+    if built and theirs != ours:
+        # What a newer one compiles asks for symbols that the older one lacks; wheels are chosen by the daemon's.
+        raise Refused(
+            Reason.INTERNAL,
+            f"node {node} has {_told(found.libc)} and the daemon's host has {_told(wanted.libc)}: what is built from "
+            f"source there ({', '.join(built)}) need not load elsewhere. Have one system on all hosts, or allow no "
+            "building from source",
+        )
+
+
+def _libc(text: str) -> tuple[str, tuple[int, ...]]:
+    """The name of a C library and its version, to be compared: 'glibc 2.36'."""
+    name, _, version = text.partition(" ")
+    return name, tuple(int(part) for part in version.split(".") if part.isdecimal())
+
+
+def _told(libc: str) -> str:
+    return "a C library that is not glibc" if libc == "unknown" else libc
 
 
 def _user(uid: int) -> str:

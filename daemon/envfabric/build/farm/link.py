@@ -17,6 +17,7 @@ from multiprocessing import Pipe
 from typing import Any
 
 from envfabric.build.farm.words import Node, Word
+from envfabric.build.scope import current
 from envfabric.core.errors import redact
 
 _CONNECT = 120.0
@@ -51,6 +52,8 @@ class Link:
         self._lock = threading.Lock()
         self._why: str | None = None
         self._ready = threading.Event()
+        self._heard = threading.Event()
+        """Set when the last word of the child was heard."""
         with contextlib.closing(theirs):
             self._process = subprocess.Popen(
                 [
@@ -85,19 +88,23 @@ class Link:
         self._check()
 
     def nodes(self) -> list[Node]:
-        """The cluster's live nodes. Raises `Unreachable`."""
+        """The cluster's live nodes. Raises `Unreachable`, and what the step's scope does."""
         key, words = self._expect()
+        scope = current()
         try:
-            self._send({"nodes": key})
-            try:
-                word = words.get(timeout=_ANSWER)
-            except queue.Empty:
-                self.close(f"it did not answer within {_ANSWER:g} s")
-                word = {}
+            with scope.ended_by(lambda: words.put({})):
+                self._send({"nodes": key})
+                try:
+                    word = words.get(timeout=_ANSWER)
+                except queue.Empty:
+                    self.close(f"it did not answer within {_ANSWER:g} s")
+                    word = {}
+            scope.check()
             if (why := word.get("failed_nodes")) is not None:
                 raise Unreachable(redact(str(why)))
             if "nodes" not in word:
                 self._check()
+                raise Unreachable("it did not answer")
             return [Node(**one) for one in word["nodes"]]
         finally:
             self.forget(key)
@@ -141,9 +148,10 @@ class Link:
             with self._sending:
                 self._connection.send(word)
         except OSError:
-            # Its last words may say why.
-            self._process.wait()
-            self._over(self._last_words())
+            # Whatever it was, nothing goes down any more. Why is the listener's to say: the child's own last word may
+            # not have been read yet, and is better than what its exit looks like.
+            self._process.kill()
+            self._heard.wait()
             self._check()
 
     def _check(self) -> None:
@@ -165,10 +173,17 @@ class Link:
                     if words is not None:
                         words.put(word)
         except (EOFError, OSError):
+            pass
+        finally:
+            # Nothing is left that would hear it, or be heard.
+            self._process.kill()
             self._process.wait()
-        self._over(why or self._last_words())
-        self._connection.close()
-        self._said.close()
+            self._over(why or self._last_words())
+            self._heard.set()
+            # Not while somebody sends: the descriptor's number may be another file's in the next moment.
+            with self._sending:
+                self._connection.close()
+            self._said.close()
 
     def _over(self, why: str) -> None:
         with self._lock:
