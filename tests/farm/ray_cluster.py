@@ -19,6 +19,8 @@ from support.waiting import wait_for
 STORE = 80_000_000
 VARIABLES = {
     "RAY_AUTH_MODE": "disabled",
+    # Below `uv run` Ray would send this folder to the nodes and start its workers by uv.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 """What a driver on this machine needs, too."""

@@ -56,8 +56,10 @@ class Build:
         before = len(line._waiting)
         self.thread = threading.Thread(target=work, name=name, daemon=True)
         self.thread.start()
+        # The holder has left the line when the next one comes: it is not to be counted as the next one's place.
         wait_for(
-            lambda: self.got or self.error or len(line._waiting) > before, message=f"{name} is not in line"
+            lambda: self.got or self.error or (name != "holder" and len(line._waiting) > before),
+            message=f"{name} is not in line",
         )
 
     def end(self) -> None:
@@ -184,6 +186,28 @@ def test_room_on_another_node_is_room_now() -> None:
         assert not line.has_other(one, [one, two])
     line.lost(two)
     assert not line.has_other(one, [one, two])
+
+
+def test_a_build_that_is_moved_is_not_sent_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node that has room, though a build failed there once, is the one it is moved to and the one it then gets."""
+    monkeypatch.setattr("envfabric.build.farm.line._FAILED", 0.0)
+    one, two = node("one", free=0), node("two")
+    line = Line(Terms(per_node=2))
+    line.failed(two)
+    assert line.has_other(one, [one, two])
+    with taken(line, one, two) as found:
+        assert found == "two"
+
+
+def test_unfit_stays_unfit_when_another_build_fails_there() -> None:
+    """A failure of the other build on a node does not shorten the time for which it is passed over as unfit."""
+    one, two = node("one"), node("two")
+    line = Line(Terms(per_node=2))
+    line.refused(one, Refused(Reason.STORE, "ROOT is not mounted"))
+    line.failed(one)
+    line.done(one)
+    with taken(line, one, two) as found:
+        assert found == "two"
 
 
 class Crowded(Filling):

@@ -290,7 +290,6 @@ def test_a_hung_nas_holds_up_one_log(served: Served, monkeypatch: pytest.MonkeyP
             503,
             b"ROOT does not answer within 5 s: is the NAS there? Try again later.\n",
         )
-        assert answers == []
         assert served.get("/")[0] == 200
         assert served.get("/healthz")[0] == 200
         for thread in threads:

@@ -134,7 +134,8 @@ class Scene:
             assert done.stdout.strip() == version, spec_id
             # The path for people follows, too.
             wait_for(partial(self._follows, spec_id), message=f"envs/{spec_id} lags")
-        assert list((self.root / "staging").iterdir()) == []
+        # What is replaced atomically passes through it, for a moment.
+        wait_for(lambda: not any((self.root / "staging").iterdir()), message="staging/ is not empty")
         # Those links may be of a later publication.
         return self.fabric.index()
 

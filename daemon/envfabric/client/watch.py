@@ -64,5 +64,5 @@ class Watch:
                 pause = self._holds / 3
             except Exception:
                 self.note(began, False)
-                # The NAS may be back in a moment, and what was well lasts for two more of these thirds.
+                # The NAS may be back in a moment: the next look comes sooner.
                 pause = min(self._holds / 12, _SOONEST)

@@ -143,6 +143,7 @@ class Repair:
             if not isinstance(error, FabricError | OSError):
                 self._log.error("unexpected error", exc_info=error)
             case.error = f"the repair ended early: {error}"
+            self._log.error("closures not proven to their end", error=str(error))
         for name, findings in case.damaged.items():
             self._history.note("damaged", closure=name, findings=findings)
         bad = {*case.damaged, *case.gone}

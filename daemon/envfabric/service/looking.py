@@ -128,6 +128,9 @@ class Looking:
             self._sizes = count_sizes(self._root)
         except OSError as error:
             self._log.warning("sizes not counted for the page", error=str(error))
+            with self._lock:
+                # Counted again by and by, also where nothing is published meanwhile.
+                self._counted_for = None
         finally:
             with self._lock:
                 self._next = time.monotonic() + _COUNT_AGAIN
@@ -138,15 +141,17 @@ class Looking:
 def count_sizes(root: Root) -> dict[str, Size]:
     """By closure, from what was written down when it was sealed: nothing is walked. Raises `OSError`."""
     usage = Usage(root, Files())
-    kept = {name: usage.kept(name) for name in os.listdir(root.store)}
+    names = os.listdir(root.store)
     links: Counter[int] = Counter()
-    for inodes in kept.values():
-        links.update(inodes.keys())
-    return {
-        name: Size(sum(inodes.values()), sum(map(truediv, inodes.values(), map(links.__getitem__, inodes))))
-        for name, inodes in kept.items()
-        if inodes
-    }
+    for name in names:
+        links.update(usage.kept(name).keys())
+    sizes = {}
+    # Read twice, one at a time: those of ten thousand closures at once would fill the memory.
+    for name in names:
+        if inodes := {one: size for one, size in usage.kept(name).items() if one in links}:
+            alone = sum(inodes.values())
+            sizes[name] = Size(alone, sum(map(truediv, inodes.values(), map(links.__getitem__, inodes))))
+    return sizes
 
 
 def read_log(path: Path) -> str:

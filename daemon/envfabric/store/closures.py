@@ -93,7 +93,8 @@ class Closures:
             # Where the marks are lost: <digest>-3 was made because <digest> and <digest>-2 had been found damaged.
             for name in _listed(self._root.store):
                 digest, _, number = name.partition("-")
-                if number.isdecimal():
+                # A few digits: a stray folder's name must not ask for millions of others.
+                if number.isdecimal() and len(number) <= 4:
                     found |= {digest, *(f"{digest}-{n}" for n in range(2, int(number)))}
             # A mount that is away looks like a folder that was never made: that is not remembered.
             self._root.require_marker()

@@ -7,6 +7,7 @@ can't deliver goes to standard error, which journald reads as well.
 
 import array
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -83,11 +84,14 @@ class JournalLogger:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
                 # For a journald that does not read: the loop is not to wait for it longer than this.
-                channel.settimeout(5)
+                channel.settimeout(1)
                 channel.connect(self._path)
                 try:
                     channel.send(data)
-                except OSError:
+                except OSError as error:
+                    # Only what is too large goes by a file: waiting again for one that does not read helps nobody.
+                    if error.errno not in {errno.EMSGSIZE, errno.ENOBUFS}:
+                        raise
                     _send_file(channel, data)
         except OSError:
             with contextlib.suppress(OSError, ValueError):

@@ -128,7 +128,10 @@ class Line:
 
     def _shun(self, node: Node, how: _Shunned) -> None:
         with self._changed:
-            self._shunned[node.id] = how
+            held = self._shunned.get(node.id)
+            # Of two builds there the weaker word does not end the stronger one: unfit stays unfit.
+            if held is None or held.until <= how.until or (held.why is None and how.why is not None):
+                self._shunned[node.id] = how
 
     def _take(self, ask: Callable[[], list[Node]]) -> Node:
         scope, ticket = current(), object()
@@ -181,8 +184,7 @@ class Line:
                 f"none of the cluster's {len(nodes)} nodes has what a build is given by the settings ({told}). Change "
                 "farm.cpus or farm.resources, or start a node that has it; the build is tried again by itself.",
             )
-        now = time.monotonic()
-        self._shunned = {key: one for key, one in self._shunned.items() if one.until > now}
+        self._forget_what_is_over()
         unfit = [how.why for one in able if (how := self._shunned.get(one.id)) and how.why is not None]
         if len(unfit) == len(able):
             others = f" ({len(able) - 1} other nodes can't build either)" if len(able) > 1 else ""
@@ -190,12 +192,13 @@ class Line:
                 unfit[0].reason,
                 f"no node of the cluster can build: {unfit[0]}{others}. The build is tried again by itself.",
             )
-        # Where builds failed last of all, and where others' tasks leave room first: a build would wait for them.
+        # Where others' tasks leave room first, as `has_other` looks: else a build that waits would be sent there and
+        # back. Then where none failed.
         return min(
             self._free(able),
             key=lambda one: (
-                self._failures[one.id] > 0,
                 not _covers(one.free, wanted),
+                self._failures[one.id] > 0,
                 self._running[one.id],
                 one.name,
             ),
@@ -204,12 +207,17 @@ class Line:
 
     def _free(self, nodes: list[Node]) -> list[Node]:
         """Those on which the settings let one build more run, and that are not shunned."""
+        self._forget_what_is_over()
         able = [one for one in nodes if _covers(one.total, self._terms.wanted)]
         kept = [one for one in able if one.id not in self._shunned]
         if not kept:
             # It fails on all of them: then it is not the node, and nothing is won by waiting.
             kept = [one for one in able if self._shunned[one.id].failed]
         return [one for one in kept if self._running[one.id] < self._terms.per_node]
+
+    def _forget_what_is_over(self) -> None:
+        now = time.monotonic()
+        self._shunned = {key: one for key, one in self._shunned.items() if one.until > now}
 
     def _wake(self) -> None:
         with self._changed:
