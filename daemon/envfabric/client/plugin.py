@@ -154,6 +154,7 @@ class EnvfabricPlugin(RuntimeEnvPlugin):
 
 
 def _of(runtime_env: Mapping[str, Any], name: str) -> Any:
+    """What a runtime_env has under a name, or None: Ray's own `get` has no types."""
     return runtime_env.get(name)
 
 

@@ -102,6 +102,8 @@ class Daemon:
 
     def stop(self, *_: int | FrameType | None) -> None:
         """Ends the daemon soon; safe in a signal handler."""
+        if self._stopping:  # A second signal inside the first would wait for a lock of its own thread.
+            return
         self._stopping = True
         self._state = "stopping: ends its builds and gives ROOT back"
         # At once: from here on TimeoutStopSec counts, and not the watchdog.
