@@ -6,6 +6,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +18,8 @@ from envfabric.store.together import CROWD, Member, Together, kind_of
 from support.waiting import wait_for
 
 COUNT = 4 * CROWD
+SHARING = COUNT - CROWD + 1
+"""All but those who came before it was a crowd."""
 
 
 def draft(number: int) -> Generation:
@@ -36,10 +39,30 @@ def draft(number: int) -> Generation:
     )
 
 
+class Waiting(threading.Condition):
+    """A condition that knows how often somebody has begun to wait for it."""
+
+    begun = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.begun += 1  # Whoever waits holds the lock.
+        return super().wait(timeout)
+
+
+@pytest.fixture
+def turn(monkeypatch: pytest.MonkeyPatch) -> Waiting:
+    """The condition on which the writers of the next `Together` wait for a flush."""
+    waiting = Waiting()
+    conditions = SimpleNamespace(Condition=lambda: waiting)
+    monkeypatch.setattr(module, "threading", conditions)
+    return waiting
+
+
 class Watched:
     """Steps of many writers: they meet before their first write, and the flushes can fail or be counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, turn: Waiting | None = None) -> None:
+        self.turn = turn
         self.meeting = threading.Barrier(COUNT)
         self.met = threading.local()
         self.flushes = 0
@@ -51,6 +74,10 @@ class Watched:
             # Those who come while others are there already: all but the first are no longer alone.
             self.met.done = True
             self.meeting.wait(60)
+        if operation == "flush" and self.flushes == 0 and self.turn is not None:
+            # The first one lasts until all the others of the crowd wait: none of them can come late.
+            turn = self.turn
+            wait_for(lambda: turn.begun == SHARING - 1, message="not all wait for a flush")
         with self.lock:
             if operation == "flush":
                 self.flushes += 1
@@ -66,12 +93,12 @@ def all_at_once(root: Root, files: Files) -> list[Generation | BaseException]:
     return [one.exception() or one.result() for one in futures]
 
 
-def test_a_crowd_shares_flushes(root: Root) -> None:
-    """Many writers take a few flushes, and each has its own generation in the end."""
-    steps = Watched()
+def test_a_crowd_shares_flushes(root: Root, turn: Waiting) -> None:
+    """Those who wait while one flush is under way share the next, and each has its own generation in the end."""
+    steps = Watched(turn)
     found = all_at_once(root, Files(steps))
     assert [one.number for one in found if isinstance(one, Generation)] == [1] * COUNT
-    assert 1 <= steps.flushes < COUNT // 2
+    assert steps.flushes == 2
     for number in range(COUNT):
         assert Generations(root, Files()).read(f"wf/n{number}", 1) is not None
     assert os.listdir(root.staging) == []
@@ -83,7 +110,7 @@ def test_failed_flush_fails_all_whose_writes_it_may_have_lost(root: Root) -> Non
     steps.fail = 1
     found = all_at_once(root, Files(steps))
     failed = [one for one in found if isinstance(one, OSError)]
-    assert len(failed) >= COUNT - CROWD + 1, "all but those who synced each file by themselves"
+    assert len(failed) >= SHARING, "all but those who synced each file by themselves"
     assert {one.errno for one in failed} == {errno.EIO}
     for number, one in enumerate(found):
         assert (Generations(root, Files()).read(f"wf/n{number}", 1) is None) == isinstance(one, OSError)
@@ -111,7 +138,7 @@ def test_nothing_is_held_open_in_between(root: Root) -> None:
 
 
 @pytest.mark.parametrize("others", [CROWD - 1, CROWD + 3])
-def test_flush_that_began_earlier_is_not_enough(root: Root, others: int) -> None:
+def test_flush_that_began_earlier_is_not_enough(root: Root, turn: Waiting, others: int) -> None:
     """Who comes while a flush is under way waits for the next one, which begins after its writes."""
     begun, go_on = threading.Event(), threading.Event()
     count = 0
@@ -125,11 +152,8 @@ def test_flush_that_began_earlier_is_not_enough(root: Root, others: int) -> None
 
     together = Together(Files(step), root.staging)
 
-    present: list[None] = []
-
     def write() -> None:
         with together.member() as member:
-            present.append(None)
             member.alone = False
             together.flush(member)
 
@@ -139,11 +163,11 @@ def test_flush_that_began_earlier_is_not_enough(root: Root, others: int) -> None
     assert begun.wait(60)
     for thread in threads:
         thread.start()
-    wait_for(lambda: len(present) == 1 + others, message="not all have come")
+    wait_for(lambda: turn.begun == others, message="not all have come")
     go_on.set()
     for thread in (first, *threads):
         thread.join(60)
-    assert 2 <= count <= 1 + others
+    assert count == 2
 
 
 def crowd(together: Together, stack: contextlib.ExitStack) -> list[Member]:
