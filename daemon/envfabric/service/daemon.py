@@ -8,19 +8,16 @@ is away is no wrong usage: until its first fetch the daemon stands by as well.
 import contextlib
 import importlib.metadata
 import os
-import queue
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 from envfabric.build.uv import Uv
 from envfabric.core.errors import ConfigError, StoreError
-from envfabric.index.document import Index, from_json
+from envfabric.index.document import Index
 from envfabric.index.publisher import Publisher
-from envfabric.loop.figures import show_published, show_room
 from envfabric.loop.reconciler import Reconciler
 from envfabric.loop.watch import RefWatch
 from envfabric.service.assembly import assemble
@@ -29,6 +26,7 @@ from envfabric.service.http import HttpServer, Shown
 from envfabric.service.notify import Notifier, status
 from envfabric.service.settings import Settings, address
 from envfabric.service.source import Source
+from envfabric.service.standby import STANDBY_INTERVAL, Standby
 from envfabric.service.start import first_commit, required, token_of, writing
 from envfabric.service.watchdog import Watchdog, summary
 from envfabric.specs.repository import Repository, SourceError
@@ -42,9 +40,6 @@ from envfabric.store.root import open_root
 from envfabric.store.writer import Busy, Writer
 from envfabric.telemetry import logs
 from envfabric.telemetry.metrics import Metrics
-
-STANDBY_INTERVAL = 1.0
-"""Seconds between two tries of a standby to become the writer."""
 
 
 class Daemon:
@@ -62,14 +57,10 @@ class Daemon:
         self._state = "starting"
         self._log = logs.get()
         self._stopping = False
-        # A SimpleQueue may be put to by a signal handler that interrupts its reader.
-        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._reconciler: Reconciler | None = None
         self._publisher: Publisher | None = None
         self._stood_by = False
         self._told_waiting = ""
-        self._seen: Index | None = None
-        self._seen_at = 0
         # First of all: what goes wrong from here on may repeat them.
         self._credentials = take_credentials()
         hide_secrets(settings.repo, settings.index, *settings.policy.indexes)
@@ -82,6 +73,7 @@ class Daemon:
         # A list that is not there is told at the start, not when the first commit comes.
         Signatures(told.required, told.allowed_signers, told.gnupg_home)
         self.metrics = Metrics()
+        self._standby = Standby(self.root, self.metrics, self._watchdog)
         self._source = Source(settings, self._credentials.git, self.metrics, self._look_soon)
         self._watchdog.declare("starting: reading the spec repository")
         self._check_start()
@@ -109,7 +101,7 @@ class Daemon:
         # At once: from here on TimeoutStopSec counts, and not the watchdog.
         self._watchdog.close()
         self._notifier.tell("STOPPING=1", status(self._state))
-        self._wake.put(None)
+        self._standby.end_pause()
         self._source.stop()
         if self._reconciler is not None:
             self._reconciler.stop()
@@ -129,7 +121,7 @@ class Daemon:
         if reconciler is not None:
             reconciler.look_soon()
         else:
-            self._wake.put(None)
+            self._standby.end_pause()
 
     def run(self, on_start: Callable[[str], None], on_round: Callable[[], None] = lambda: None) -> None:
         """Serves until `stop`. `on_start` hears the HTTP server's URL.
@@ -176,7 +168,7 @@ class Daemon:
                         raise
                     self._log.error("turn as the writer ended", error=str(error))
                     self._say(f"standing by: {error}")
-                    self._pause()
+                    self._standby.pause()
                 first = False
 
     def run_once(self, on_round: Callable[[], None] = lambda: None) -> Index | None:
@@ -263,8 +255,7 @@ class Daemon:
         try:
             yield self._reconciler
         finally:
-            # A standby shows what the next writer publishes.
-            self._seen, self._seen_at = self._publisher.published, 0
+            self._standby.show(self._publisher.published)
             self._reconciler = self._publisher = None
 
     def _uv(self) -> Uv:
@@ -297,11 +288,11 @@ class Daemon:
                     self._log.warning("standby can't see ROOT", error=str(error))
                     self._say(f"standby can't see ROOT: {error}")
                 blind = True
-            self._pause()
+            self._standby.pause()
             if self._stopping:
                 yield None
                 return
-            self._standby_look()
+            self._standby.look()
         self.metrics.writer.set(1)
         self._say(writing(self.root, writer.epoch), ready=True)
         try:
@@ -309,16 +300,6 @@ class Daemon:
         finally:
             self.metrics.writer.set(0)
             writer.release()
-
-    def _pause(self, seconds: float = STANDBY_INTERVAL) -> None:
-        self._watchdog.beat()
-        # In short waits: each is a beat of the loop, which has none in between.
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            with contextlib.suppress(queue.Empty):
-                self._wake.get(timeout=min(left, STANDBY_INTERVAL))
-                return
-            self._watchdog.beat()
 
     def _nothing_to_read(self) -> str | None:
         """Why a turn as the writer can't begin yet, where the source is a remote one; asked before ROOT is held."""
@@ -338,8 +319,8 @@ class Daemon:
             self._log.warning("standby", reason=why)
             self._say(f"standing by: {why}", ready=True)
         # What was read and does not do is asked for less often than what is not there: it costs git some work.
-        self._pause(self._settings.interval if self._source.present else STANDBY_INTERVAL)
-        self._standby_look()
+        self._standby.pause(self._settings.interval if self._source.present else STANDBY_INTERVAL)
+        self._standby.look()
 
     def _check_start(self) -> None:
         """What is wrong with the source and ends a start. Raises `ConfigError`.
@@ -358,20 +339,7 @@ class Daemon:
         return first_commit(self.repository, self.root, remote=self._source.remote, adopt=self._adopt)
 
     def _published(self) -> Index | None:
-        return self._publisher.published if self._publisher else self._seen
-
-    def _standby_look(self) -> None:
-        """Keeps what a standby shows up to date: what the writer has published."""
-        # One that waits for a NAS that hangs gains nothing by being started again.
-        self._watchdog.declare(f"waiting for {self.root.path}")
-        with contextlib.suppress(OSError, ValueError):
-            show_room(self.metrics, self.root.path)
-            # A network file system's client shows the new file once the folder was opened.
-            os.close(os.open(self.root.path, os.O_RDONLY | os.O_DIRECTORY))
-            stamp = self.root.index.stat().st_mtime_ns
-            if stamp != self._seen_at:
-                self._seen, self._seen_at = from_json(self.root.index.read_bytes()), stamp
-                show_published(self.metrics, self._seen)
+        return self._publisher.published if self._publisher else self._standby.seen
 
     def _say(self, state: str, *, ready: bool = False) -> None:
         """What `systemctl status` shows from now on; with `ready`, also that the start is over."""
