@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from support.namespace import descendants
+from support.ray_user import NO_STOCK
 from support.waiting import wait_for
 
 STORE = 80_000_000
@@ -22,6 +23,7 @@ VARIABLES = {
     # Below `uv run` Ray would send this folder to the nodes and start its workers by uv.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    **NO_STOCK,
 }
 """What a driver on this machine needs, too."""
 _ALIVE = """

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,17 +30,24 @@ class Cluster:
 
     nodes: list[Node]
     asked: set[str] = field(default_factory=set)
+    held: dict[str, threading.Event] = field(default_factory=dict)
+    """Until when who asks waits for an answer, by name."""
 
     def ask(self) -> list[Node]:
-        self.asked.add(threading.current_thread().name)
+        name = threading.current_thread().name
+        self.asked.add(name)
+        if name in self.held:
+            assert self.held[name].wait(300)
         return self.nodes
 
 
 class Build:
     """A build that waits in a line in a thread of its own, and holds its node until it is told to end."""
 
-    def __init__(self, line: Line, cluster: Cluster, name: str, served: list[str]) -> None:
-        self.scope = Scope("building", 3600)
+    def __init__(
+        self, line: Line, cluster: Cluster, name: str, served: list[str], scope: Scope | None = None
+    ) -> None:
+        self.scope = scope or Scope("building", 3600)
         self.leave = threading.Event()
         self.got: str | None = None
         self.error: BaseException | None = None
@@ -197,6 +205,36 @@ def test_a_build_that_is_moved_is_not_sent_back(monkeypatch: pytest.MonkeyPatch)
     assert line.has_other(one, [one, two])
     with taken(line, one, two) as found:
         assert found == "two"
+
+
+def test_who_has_to_go_elsewhere_has_its_place_again() -> None:
+    """A build that had a node and could not begin there comes before all that came later, also before the one that
+    asks for a node when it is back."""
+    line, cluster, served = Line(Terms(per_node=1)), Cluster([node("one")]), list[str]()
+    scope = Scope("building", 3600)
+    with scope.entered(), taken(line, node("one")):
+        pass
+    cluster.held = {"later": threading.Event(), "back": threading.Event()}
+    holder, later = (Build(line, cluster, name, served) for name in ("holder", "later"))
+    wait_for(lambda: "later" in cluster.asked, message="it does not ask")
+    back = Build(line, cluster, "back", served, scope)
+    wait_for(lambda: "back" in cluster.asked, message="it is not the first in line")
+    holder.end()
+    cluster.held["later"].set()
+    waiting: Any = line._changed
+    wait_for(lambda: waiting._waiters or later.got, message="it does not wait for its turn")
+    cluster.held["back"].set()
+    for build in (back, later):
+        wait_for(lambda build=build: build.got, message=f"{served} were served")  # type: ignore[misc]
+        build.end()
+    assert served == ["holder", "back", "later"]
+
+
+def test_nodes_that_are_not_known_for_now_are_waited_for() -> None:
+    """A cluster that does not say its nodes is asked again, and has no build fail."""
+    line, answers = Line(Terms()), [None, [node("one")]]
+    with line.node(lambda: answers.pop(0)) as found:
+        assert found.id == "one"
 
 
 def test_unfit_stays_unfit_when_another_build_fails_there() -> None:

@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from envfabric.build.farm.executor import Farm, Terms
 from envfabric.build.farm.link import Link, Unreachable
+from envfabric.build.farm.words import Node, Site
 from envfabric.build.scope import Scope, Stopped
+from envfabric.core.errors import SpecError
+from envfabric.telemetry.metrics import Metrics
 from support.waiting import wait_for
 
 _RAY = """
@@ -68,6 +72,10 @@ def get(one):
     return one
 """
 _ASKED = {"node": "n", "name": "a build", "cpus": 1, "resources": {}, "release": "0", "task": b""}
+
+
+def no_site() -> Site:
+    raise AssertionError("nothing is built")
 
 
 class Stand:
@@ -147,6 +155,95 @@ def test_who_is_cancelled_does_not_wait_for_the_head(stand: Stand, link: Link) -
     # Half of what it would wait for by itself.
     assert over.wait(30)
     assert not link.lost
+
+
+def test_who_is_cancelled_does_not_wait_for_the_cluster(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build that waits for the cluster to be reached ends at once when it is cancelled; the connecting goes on, and
+    who comes after it hears how it ends."""
+    monkeypatch.setattr("envfabric.build.farm.executor._AGAIN", 3600.0)
+    stand.say("hold-init")
+    farm = Farm(no_site, Terms("auto"), Metrics())
+    scope, over = Scope("building"), threading.Event()
+
+    def wait() -> None:
+        with pytest.raises(Stopped), scope.entered(), farm.host():
+            pytest.fail("it has a host")
+        over.set()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    wait_for(lambda: scope._to_call, message="nobody waits")
+    scope.end()
+    # Half of what it would wait for by itself.
+    assert over.wait(60)
+    connecting = farm._link
+    stand.say("fail-init")
+    # The next one hears it of the same connection; the one after it does not try again at once.
+    for _ in range(2):
+        with pytest.raises(SpecError, match="can't be reached: RuntimeError: no such cluster"), farm.host():
+            pytest.fail("it has a host")
+    assert farm._link is connecting
+    farm.stop()
+
+
+def test_a_head_that_hangs_ends_nothing_that_runs(
+    stand: Stand, link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the head does not answer, what was submitted goes on and can be cancelled; once nothing is under way any
+    more, the connection is given up, and the next build makes a new one."""
+    monkeypatch.setattr("envfabric.build.farm.link._ANSWER", 0.1)
+    monkeypatch.setattr("envfabric.build.farm.link.PATIENCE", 0.1)
+    link.ready()
+    stand.say("submit")
+    key, words = link.submit(_ASKED)
+    stand.say("hold-nodes")
+    for _ in range(2):
+        with pytest.raises(Unreachable, match=r"did not answer within 0\.1 s"):
+            link.nodes()
+    assert not link.lost
+    link.cancel(key)
+    assert words.get(timeout=60) == {"key": key, "lost": "it was cancelled"}
+    link.forget(key)
+    with pytest.raises(Unreachable):
+        link.nodes()
+    assert link.lost
+
+
+def test_a_head_that_is_away_for_a_moment_fails_no_build(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Builds in line wait for a head that does not say its nodes, as while it is started anew, and begin when it is
+    back. After a while they are told that it is away."""
+    asked = threading.Event()
+    whole = Link.nodes
+
+    def nodes(link: Link) -> list[Node]:
+        if link.silent:
+            asked.set()
+        return whole(link)
+
+    monkeypatch.setattr(Link, "nodes", nodes)
+    stand.say("fail-nodes")
+    farm, had = Farm(no_site, Terms("auto"), Metrics()), list[str]()
+
+    def wait() -> None:
+        with pytest.raises(SpecError, match="none of the cluster's 0 nodes"), farm.host():
+            pytest.fail("it has a host")
+        had.append("an answer")
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    assert asked.wait(60)
+    stand.unsay("fail-nodes")
+    thread.join(60)
+    assert had == ["an answer"]
+    stand.say("fail-nodes")
+    monkeypatch.setattr("envfabric.build.farm.executor.PATIENCE", 0.0)
+    with pytest.raises(SpecError, match="can't be reached: RuntimeError: the head is away"), farm.host():
+        pytest.fail("it has a host")
+    farm.stop()
 
 
 def _close(stand: Stand, link: Link) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from envfabric.build.environment import Elsewhere, Lost
 from envfabric.build.farm.line import Line, Terms
+from envfabric.build.farm.link import PATIENCE, Unreachable
 from envfabric.build.farm.remote import Remote
 from envfabric.build.farm.words import Node, Site, Word
 from envfabric.build.filling import Order
@@ -111,3 +112,57 @@ def test_a_task_that_can_not_run_is_told_as_what_it_is(said: str, told: str, ins
     assert told in str(error.value)
     assert ("install environment-fabric" in str(error.value)) == installs
     assert passed_over(line)
+
+
+class Silent(Said):
+    """A link to a cluster in which a task does not begin, and whose head does not answer."""
+
+    silent = 0.0
+    asked = 0
+    cancelled = False
+
+    def submit(self, asked: Word) -> tuple[int, "queue.SimpleQueue[Word]"]:
+        key, self._said = super().submit(asked)
+        return key, self._said
+
+    def nodes(self) -> list[Node]:
+        self.asked += 1
+        if self.asked == 3:
+            self.silent = PATIENCE
+        raise Unreachable("it did not answer")
+
+    def cancel(self, key: int) -> None:
+        self.cancelled = True
+        self._said.put({"over": True})
+
+
+def test_a_task_that_does_not_begin_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the head is away for a moment a build waits for its node; in the end it is taken back, and is lost."""
+    monkeypatch.setattr("envfabric.build.farm.remote.PENDING", 0.01)
+    monkeypatch.setattr("envfabric.build.farm.remote._LOOK", 0.01)
+    link = Silent()
+    with pytest.raises(Lost, match="did not begin on node one: it did not answer"):
+        fill(link, Line(Terms()))
+    assert link.asked == 3
+    assert link.cancelled
+
+
+class BeginsLate(Silent):
+    """As that, but the task begins while the head is asked for the last time."""
+
+    def nodes(self) -> list[Node]:
+        try:
+            return super().nodes()
+        finally:
+            if self.silent:
+                for word in ({"begun": "one"}, FILLED):
+                    self._said.put({"said": json.dumps(word)})
+
+
+def test_a_task_that_begins_at_last_is_not_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came while the head was asked counts: the build that runs is not lost."""
+    monkeypatch.setattr("envfabric.build.farm.remote.PENDING", 0.01)
+    monkeypatch.setattr("envfabric.build.farm.remote._LOOK", 0.01)
+    link = BeginsLate()
+    fill(link, Line(Terms()))
+    assert link.silent == PATIENCE and not link.cancelled

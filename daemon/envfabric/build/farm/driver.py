@@ -38,6 +38,8 @@ class Driver:
         self._cancelled: set[int] = set()
         self._lock = threading.Lock()
         self._inbox: queue.SimpleQueue[Word] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[int] = queue.SimpleQueue()
+        """Questions for the nodes that nobody has answered yet."""
         threading.Thread(target=self._listen, daemon=True).start()
 
     def run(self, address: str) -> None:
@@ -49,10 +51,12 @@ class Driver:
             self._say({"failed": f"{type(error).__name__}: {error}"})
             return
         self._say({"ready": ray.__version__})
+        # A head that hangs keeps who asks it for as long as it hangs: submissions and cancels must not wait for that.
+        threading.Thread(target=self._answer, daemon=True).start()
         while True:
             asked = self._inbox.get()
             if "nodes" in asked:
-                self._tell_nodes(asked["nodes"])
+                self._asked.put(asked["nodes"])
             elif "cancel" in asked:
                 self._cancel(asked["cancel"])
             else:
@@ -73,14 +77,16 @@ class Driver:
         with self._sending, contextlib.suppress(OSError):
             self._connection.send_bytes(packed(word))
 
-    def _tell_nodes(self, key: int) -> None:
-        try:
-            found = nodes()
-        except Exception as error:
-            # The cluster's head may be away for a moment: no reason to end what runs on its nodes.
-            self._say({"key": key, "failed_nodes": f"{type(error).__name__}: {error}"})
-        else:
-            self._say({"key": key, "nodes": [one.told() for one in found]})
+    def _answer(self) -> None:
+        while True:
+            keys = [self._asked.get()]
+            # Those that came while the head did not answer have one answer.
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    keys.append(self._asked.get_nowait())
+            told = _told_nodes()
+            for key in keys:
+                self._say({"key": key, **told})
 
     def _submit(self, asked: Word) -> None:
         key = asked["key"]
@@ -137,6 +143,14 @@ def _check(address: str) -> None:
     host, _, port = address.rpartition(":")
     if host and "/" not in host and port.isdecimal():
         socket.create_connection((host, int(port)), _ANSWER).close()
+
+
+def _told_nodes() -> Word:
+    try:
+        return {"nodes": [one.told() for one in nodes()]}
+    except Exception as error:
+        # The cluster's head may be away for a moment: no reason to end what runs on its nodes.
+        return {"failed_nodes": f"{type(error).__name__}: {error}"}
 
 
 def nodes() -> list[Node]:

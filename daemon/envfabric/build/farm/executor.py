@@ -6,21 +6,18 @@ reads.
 """
 
 import contextlib
-import math
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from envfabric.build.farm.line import Line, Terms
-from envfabric.build.farm.link import Link, Unreachable
+from envfabric.build.farm.link import PATIENCE, Link, Unreachable
 from envfabric.build.farm.remote import Remote
 from envfabric.build.farm.words import Node, Site
 from envfabric.build.scope import Stopped, current
 from envfabric.build.uv import Uv
 from envfabric.core.errors import Reason, SpecError, hidden
-from envfabric.telemetry import logs
 from envfabric.telemetry.metrics import Metrics
 
 __all__ = ["Farm", "Terms", "site_of"]
@@ -40,11 +37,9 @@ class Farm:
         self._terms = terms
         self._metrics = metrics
         self._line = Line(terms)
-        self._log = logs.get()
         self._stopping = threading.Event()
         self._link: Link | None = None
         self._linking = threading.Lock()
-        self._failed: tuple[float, str] = (-math.inf, "")
 
     @contextlib.contextmanager
     def host(self) -> Iterator[Remote]:
@@ -65,39 +60,48 @@ class Farm:
     def _found(self, stack: contextlib.ExitStack) -> tuple[Link, Node]:
         link = self._connected()
         try:
-            return link, stack.enter_context(self._line.node(link.nodes))
+            return link, self._node(stack, link)
         except Unreachable as error:
             if not link.lost:
                 raise self._unreachable(error) from None
         # It was lost while this one waited: that is no reason to fail what has not begun.
         link = self._connected()
         try:
-            return link, stack.enter_context(self._line.node(link.nodes))
+            return link, self._node(stack, link)
         except Unreachable as error:
             raise self._unreachable(error) from None
+
+    def _node(self, stack: contextlib.ExitStack, link: Link) -> Node:
+        def ask() -> list[Node] | None:
+            try:
+                return link.nodes()
+            except Unreachable:
+                # A head that is away for a moment, as while it is started anew, is waited for: it would fail one
+                # build of the line after the other.
+                if link.lost or link.silent >= PATIENCE:
+                    raise
+                return None
+
+        return stack.enter_context(self._line.node(ask))
 
     def _connected(self) -> Link:
         """The link to the cluster, a new one where the last is lost. Raises `SpecError` (internal), `Stopped`."""
         with self._linking:
             if self._stopping.is_set():
                 raise Stopped
-            if self._link is not None and not self._link.lost:
-                return self._link
-            failed, why = self._failed
-            if time.monotonic() < failed + _AGAIN:
-                # Hundreds of builds need not each find it out by themselves.
-                raise self._unreachable(Unreachable(why))
-            self._link = link = Link(self._terms.address)
-            if self._stopping.is_set():
-                link.close()
-            try:
-                link.ready()
-            except Unreachable as error:
-                self._failed = time.monotonic(), str(error)
-                raise self._unreachable(error) from None
-            self._line.forget()
-            self._log.info("the farm's cluster is reached", address=self._terms.address)
-            return link
+            link = self._link
+            # Hundreds of builds need not each find out by themselves that the cluster can't be reached.
+            if link is None or (link.lost and (link.unreached is None or link.unreached >= _AGAIN)):
+                self._link = link = Link(self._terms.address)
+                self._line.forget()
+        if self._stopping.is_set():
+            link.close()
+        try:
+            # Outside of the lock: whoever is cancelled meanwhile need not wait for the others.
+            link.ready()
+        except Unreachable as error:
+            raise self._unreachable(error) from None
+        return link
 
     def _unreachable(self, error: Unreachable) -> Exception:
         if self._stopping.is_set():

@@ -3,13 +3,15 @@
     python -m envfabric.build.farm.hand DESCRIPTOR
 
 It reads its task from the socket DESCRIPTOR and says there what comes of it. It holds the staging folder as long as
-it writes, and ends, with all that it started, when the worker is gone, when its time is over, and when another
-daemon has become ROOT's writer.
+it writes, and ends, with all that it started, when the worker is gone, when its time is over, when the folder is, and
+when another daemon has become ROOT's writer.
 """
 
 import contextlib
+import errno
 import os
 import re
+import signal
 import sys
 import tempfile
 import threading
@@ -41,7 +43,7 @@ from envfabric.store.files import Files
 from envfabric.store.root import Root
 
 _LOOK = 2.0
-"""Seconds between two looks at who is ROOT's writer."""
+"""Seconds between two looks at whether anybody wants the build."""
 _LAST = 5.0
 """Seconds in which a build that was ended has to end by itself."""
 _EPOCH = re.compile(r"epoch-([0-9]{1,18})")
@@ -122,6 +124,16 @@ def _replaced(root: Path, epoch: int) -> bool:
     return any(int(match[1]) > epoch for name in names if (match := _EPOCH.fullmatch(name)))
 
 
+def _given_up(folder: Path) -> bool:
+    """Whether a staging folder was removed, as while this host was cut off and the file server gave its hold away: uv
+    would make anew what is gone. What can't be read says nothing."""
+    try:
+        os.stat(folder.with_name(f"{folder.name}.lock"))
+    except OSError as error:
+        return error.errno in {errno.ENOENT, errno.ESTALE}
+    return False
+
+
 def _watch(connection: Connection, task: Task, scope: Scope) -> None:
     """Ends the build once nobody waits for it."""
     while True:
@@ -130,7 +142,7 @@ def _watch(connection: Connection, task: Task, scope: Scope) -> None:
                 connection.recv_bytes()
         except (EOFError, OSError):
             break
-        if _replaced(Path(task.site.root), task.site.epoch):
+        if _replaced(Path(task.site.root), task.site.epoch) or _given_up(Path(task.folder)):
             break
     scope.end()
     # What hangs on a file server that is away hears nothing.
@@ -152,6 +164,9 @@ def main(descriptor: int) -> None:
     if os.fork() > 0:
         os._exit(0)
     os.setsid()
+    # Whoever started Ray may ignore it, and that is inherited: exit codes are thrown away then, what fails of uv looks
+    # like a success here, and uv itself can't ask an interpreter what it is.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # Workers of other users read what is written here.
     os.umask(0o022)
     connection = Connection(descriptor)

@@ -1,17 +1,20 @@
 """The line of builds that wait for a node: who is next, and which node it gets.
 
-First come, first served. Only the first in line asks the cluster for its nodes, so that a thousand that wait ask as
-often as one. A node that can't build is passed over for a while; one where builds fail at once, for a cause that may
-be its own, for as long as there are others: being free again so soon it would get every next build. Knows only what
-it is told, and touches no file.
+First come, first served, and who has to go elsewhere has its place again. Only the first in line asks the cluster for
+its nodes, so that a thousand that wait ask as often as one. A node that can't build is passed over for a while; one
+where builds fail at once, for a cause that may be its own, for as long as there are others: being free again so soon
+it would get every next build. Knows only what it is told, and touches no file.
 """
 
+import bisect
 import contextlib
+import itertools
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 from envfabric.build.farm.words import Node, Refused
 from envfabric.build.scope import Scope, Stopped, current
@@ -62,7 +65,10 @@ class Line:
     def __init__(self, terms: Terms) -> None:
         self._terms = terms
         self._changed = threading.Condition()
-        self._waiting: deque[object] = deque()
+        self._waiting: list[tuple[int, int]] = []
+        """Each with the number that its step got when it first came, and its own; in order."""
+        self._numbers = itertools.count()
+        self._came: WeakKeyDictionary[Scope, int] = WeakKeyDictionary()
         self._running: Counter[str] = Counter()
         self._shunned: dict[str, _Shunned] = {}
         self._failures: Counter[str] = Counter()
@@ -70,11 +76,11 @@ class Line:
         self._stopped = False
 
     @contextlib.contextmanager
-    def node(self, ask: Callable[[], list[Node]]) -> Iterator[Node]:
+    def node(self, ask: Callable[[], list[Node] | None]) -> Iterator[Node]:
         """A node with room, on which one build more is counted while the block runs. Waits for its turn and for it.
 
-        `ask` gives the cluster's live nodes. Raises what it does, `SpecError` where no node will do, and what the
-        step's scope does.
+        `ask` gives the cluster's live nodes, None where they are not known for now. Raises what it does, `SpecError`
+        where no node will do, and what the step's scope does.
         """
         node = self._take(ask)
         try:
@@ -133,34 +139,38 @@ class Line:
             if held is None or held.until <= how.until or (held.why is None and how.why is not None):
                 self._shunned[node.id] = how
 
-    def _take(self, ask: Callable[[], list[Node]]) -> Node:
-        scope, ticket = current(), object()
+    def _take(self, ask: Callable[[], list[Node] | None]) -> Node:
+        scope = current()
         # Entered before the lock is held, and left after it: ending the scope takes it.
         with scope.ended_by(self._wake):
             with self._changed:
-                self._waiting.append(ticket)
+                number = next(self._numbers)
+                ticket = self._came.setdefault(scope, number), number
+                bisect.insort(self._waiting, ticket)
             try:
-                self._wait_for_turn(ticket, scope)
-                return self._wait_for_room(ask, scope)
+                return self._wait(ask, ticket, scope)
             finally:
                 with self._changed:
                     self._waiting.remove(ticket)
                     self._changed.notify_all()
 
-    def _wait_for_turn(self, ticket: object, scope: Scope) -> None:
-        with self._changed:
-            while self._waiting[0] is not ticket:
-                self._check(scope)
-                self._changed.wait()
-
-    def _wait_for_room(self, ask: Callable[[], list[Node]], scope: Scope) -> Node:
-        telling = time.monotonic() + _LONG
+    def _wait(self, ask: Callable[[], list[Node] | None], ticket: tuple[int, int], scope: Scope) -> Node:
+        telling: float | None = None
         while True:
+            with self._changed:
+                while self._waiting[0] != ticket:
+                    self._check(scope)
+                    self._changed.wait()
             self._check(scope)
+            if telling is None:
+                telling = time.monotonic() + _LONG
             nodes = ask()
             with self._changed:
                 self._check(scope)
-                if (node := self._choose(nodes)) is not None:
+                if self._waiting[0] != ticket:
+                    # One that came earlier has to go elsewhere, and is back.
+                    continue
+                if nodes is not None and (node := self._choose(nodes)) is not None:
                     self._running[node.id] += 1
                     return node
                 if time.monotonic() >= telling:

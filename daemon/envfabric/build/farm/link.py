@@ -1,7 +1,8 @@
 """The daemon's end of the farm: the child that is in the cluster, and what it says of each build.
 
 A link lives as long as its child: a cluster that is lost, or never reached, ends it for good, and whoever waits for a
-word of it hears so. The next one is a new link. Starts and ends the child, and touches nothing of ROOT.
+word of it hears so. The next one is a new link. A head that only does not answer ends nothing: builds go on without
+it. Starts and ends the child, and touches nothing of ROOT.
 """
 
 import contextlib
@@ -13,13 +14,17 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from multiprocessing import Pipe
 from typing import Any
 
 from envfabric.build.farm.words import Node, Word
 from envfabric.build.scope import current
 from envfabric.core.errors import redact
+from envfabric.telemetry import logs
 
+PATIENCE = 120.0
+"""Seconds for which a head that does not say its nodes is waited for. Ray itself gives up one that is gone after 60."""
 _CONNECT = 120.0
 """Seconds in which the cluster has to be reached."""
 _ANSWER = 60.0
@@ -44,14 +49,19 @@ class Link:
 
     def __init__(self, address: str) -> None:
         """Starts the child; `ready` waits for it."""
+        self._address = address
+        self._until = time.monotonic() + _CONNECT
         self._connection, theirs = Pipe()
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 (until the child is gone)
         self._sending = threading.Lock()
         self._keys = itertools.count()
         self._waiting: dict[int, Words] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._why: str | None = None
-        self._ready = threading.Event()
+        self._reached = False
+        self._ended = 0.0
+        self._silent: float | None = None
+        """When the head was first asked for its nodes in vain; None while it answers."""
         self._heard = threading.Event()
         """Set when the last word of the child was heard."""
         with contextlib.closing(theirs):
@@ -81,33 +91,64 @@ class Link:
         """Whether it is over with it."""
         return self._why is not None
 
+    @property
+    def unreached(self) -> float | None:
+        """Seconds since it was over with a link that never reached the cluster; None for any other."""
+        with self._lock:
+            return None if self._why is None or self._reached else time.monotonic() - self._ended
+
+    @property
+    def silent(self) -> float:
+        """Seconds for which the head has not said its nodes; 0 where it answered last."""
+        silent = self._silent
+        return 0.0 if silent is None else time.monotonic() - silent
+
     def ready(self) -> None:
-        """Waits until the cluster is reached. Raises `Unreachable`."""
-        if not self._ready.wait(_CONNECT):
+        """Waits until the cluster is reached. Raises `Unreachable`, and what the step's scope does."""
+        scope = current()
+        with scope.ended_by(self._wake), self._lock:
+            self._lock.wait_for(
+                lambda: self._reached or self._why is not None or scope.ended,
+                max(0.0, self._until - time.monotonic()),
+            )
+        scope.check("connecting to the farm's cluster")
+        if not self._reached:
+            # Nothing is changed by it where it was over before.
             self.close(f"it did not answer within {_CONNECT:g} s")
         self._check()
 
     def nodes(self) -> list[Node]:
         """The cluster's live nodes. Raises `Unreachable`, and what the step's scope does."""
         key, words = self._expect()
-        scope = current()
+        scope, began = current(), time.monotonic()
         try:
             with scope.ended_by(lambda: words.put({})):
                 self._send({"nodes": key})
                 try:
                     word = words.get(timeout=_ANSWER)
                 except queue.Empty:
-                    self.close(f"it did not answer within {_ANSWER:g} s")
-                    word = {}
+                    word = {"failed_nodes": f"it did not answer within {_ANSWER:g} s"}
             scope.check()
             if (why := word.get("failed_nodes")) is not None:
+                self._fall_silent(key, began)
                 raise Unreachable(redact(str(why)))
             if "nodes" not in word:
                 self._check()
                 raise Unreachable("it did not answer")
+            self._silent = None
             return [Node(**one) for one in word["nodes"]]
         finally:
             self.forget(key)
+
+    def _fall_silent(self, key: int, since: float) -> None:
+        """Notes that the head said nothing to who asked it with `key`."""
+        if self._silent is None:
+            self._silent = since
+        with self._lock:
+            others = self._waiting.keys() - {key}
+        if self.silent >= PATIENCE and not others:
+            # Nothing is under way that it could cost: the next build tries a new connection.
+            self.close("its head does not answer")
 
     def submit(self, asked: Word) -> tuple[int, Words]:
         """Submits a task; gives its key, for `cancel` and `forget`, and what is said of it. Raises `Unreachable`."""
@@ -164,7 +205,10 @@ class Link:
             while True:
                 word = json.loads(self._connection.recv_bytes())
                 if "ready" in word:
-                    self._ready.set()
+                    logs.get().info("the farm's cluster is reached", address=self._address)
+                    with self._lock:
+                        self._reached = True
+                        self._lock.notify_all()
                 elif "failed" in word:
                     why = redact(word["failed"])
                 else:
@@ -188,11 +232,15 @@ class Link:
     def _over(self, why: str) -> None:
         with self._lock:
             if self._why is None:
-                self._why = why
+                self._why, self._ended = why, time.monotonic()
             waiting = list(self._waiting.values())
+            self._lock.notify_all()
         for words in waiting:
             words.put({"lost": f"the Ray cluster was lost: {self._why}"})
-        self._ready.set()
+
+    def _wake(self) -> None:
+        with self._lock:
+            self._lock.notify_all()
 
     def _last_words(self) -> str:
         """What the child said last, in short."""

@@ -4,6 +4,7 @@ What it comes to is told to the line, too, which chooses the nodes. A task that 
 fill the node, is taken back when another node has room. Touches nothing of ROOT.
 """
 
+import contextlib
 import json
 import math
 import queue
@@ -14,7 +15,7 @@ from dataclasses import replace
 
 from envfabric.build.environment import Elsewhere, Lost
 from envfabric.build.farm.line import Line, Terms
-from envfabric.build.farm.link import Link, Unreachable, Words
+from envfabric.build.farm.link import PATIENCE, Link, Unreachable, Words
 from envfabric.build.farm.node import release
 from envfabric.build.farm.words import Node, Refused, Site, Task, Word, filled_of, raise_word
 from envfabric.build.filling import Filled, Order, Tell
@@ -126,7 +127,7 @@ class Remote:
             self._link.forget(key)
 
     def _first(self, words: Words, scope: Scope, spec: str) -> Word:
-        """The first word of a task. Raises `Elsewhere` where Ray has it wait and another node has room."""
+        """The first word of a task. Raises `Elsewhere` where Ray has it wait and another node has room, and `Lost`."""
         wait = PENDING
         while True:
             try:
@@ -137,8 +138,13 @@ class Remote:
                 wait = _LOOK
             try:
                 other = self._line.has_other(self._node, self._link.nodes())
-            except Unreachable:
+            except Unreachable as error:
                 # The head may be away for a moment. Where all is lost the next word says so.
+                if self._link.silent >= PATIENCE:
+                    with contextlib.suppress(queue.Empty):
+                        # It may have begun while the head was asked.
+                        return self._hear(words, scope, 0.0)
+                    raise Lost(f"the build did not begin on node {self._node.name}: {error}") from None
                 continue
             if other:
                 self._log.info("a build goes to another node", spec=spec, node=self._node.name)
