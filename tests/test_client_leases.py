@@ -1,5 +1,6 @@
 """Consumers' leases: taken, renewed and given back by the client, judged by the daemon's own reader."""
 
+import errno
 import json
 import os
 import re
@@ -236,6 +237,71 @@ def test_a_renewal_that_hangs_is_a_lease_that_has_run_out(nas: Nas, monkeypatch:
         back.set()
         wait_for(lambda: held.present, message="it does not say that it is held again")
     assert nas.held() == {}
+
+
+def test_taking_waits_for_a_gone_server_no_longer_than_told(nas: Nas) -> None:
+    """A NAS that hangs while the lease is taken is an error that names it. What is written once it is back is nobody's,
+    and given back."""
+    told = nas.root.marker.read_bytes()
+    nas.root.marker.unlink()
+    # Whoever opens it waits until there is one who writes.
+    os.mkfifo(nas.root.marker)
+    python = nas.root.python(DIGEST)
+    with pytest.raises(envfabric.RootNotFound, match=r"has not answered .* within 0\.2 s.*envfabric\.lease"):
+        envfabric.lease(ID, root=nas.root.path, timeout=0.2)
+    (hangs,) = [one for one in threading.enumerate() if one.name == f"envfabric {python}"]
+    nas.root.marker.write_bytes(told)
+    hangs.join(60)
+    assert not hangs.is_alive()
+    # It is the lease that makes the closure's folder.
+    assert (nas.root.leases / DIGEST).is_dir()
+    wait_for(lambda: not list(nas.root.leases.glob("*/*")), message="it is leased for nobody")
+
+
+def test_an_end_waits_for_a_gone_server_no_longer_than_told(
+    nas: Nas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program comes out of its block, and of a renewal by hand, though the thread hangs in one of its own. The lease
+    is removed once the NAS is back."""
+    back, hangs = threading.Event(), threading.Event()
+
+    def utime(*arguments: Any) -> None:
+        hangs.set()
+        back.wait()
+        real(*arguments)
+
+    real = os.utime
+    with envfabric.lease(ID, root=nas.root.path, timeout=0.2) as held:
+        monkeypatch.setattr(os, "utime", utime)
+        held.renew_soon()
+        assert hangs.wait(60)
+        with pytest.raises(envfabric.RootNotFound, match="has not answered"):
+            held.renew()
+    assert len(nas.files()) == 1
+    back.set()
+    wait_for(lambda: not nas.files(), message="it is not given back")
+
+
+def test_an_index_that_is_replaced_while_it_is_read_is_read_again(
+    nas: Nas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS says ESTALE of an index that was replaced between its opening and its reading; where it always does, that is
+    an error."""
+    stale = 1
+
+    def read(self: Path) -> bytes:
+        nonlocal stale
+        if stale:
+            stale -= 1
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(self)
+
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert envfabric.python(ID, root=nas.root.path) == nas.root.python(DIGEST)
+    stale = 1000
+    with pytest.raises(envfabric.RootNotFound, match="Stale file handle"):
+        envfabric.python(ID, root=nas.root.path)
 
 
 def test_a_renewal_under_way_brings_no_lease_back(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:

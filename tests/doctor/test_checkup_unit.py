@@ -53,9 +53,25 @@ def test_unit_that_is_right() -> None:
             "wrong settings",
         ),
         (told("running", ActiveState="inactive", SubState="dead"), "warning", "inactive (dead)"),
+        (
+            told("running", ActiveState="deactivating", SubState="stop-sigkill", StatusText="the loop …"),
+            "warning",
+            "deactivating (stop-sigkill) since Sun 2026-11-29 06:56:39 UTC; it said: the loop …",
+        ),
         (told("running", ActiveState="activating", SubState="start"), "info", "activating"),
         (told("running", NRestarts="3"), "warning", "3 restarts"),
+        (
+            told("running", StatusText="waiting: /x is away; 3 ready"),
+            "warning",
+            "it says: waiting: /x is away",
+        ),
+        (told("running", StatusText="the loop has not gone round for 20 s; …"), "warning", "for 20 s"),
         (told("running", NeedDaemonReload="yes"), "warning", "changed since systemd read"),
+        (
+            told("running", ActiveState="activating", StatusText="starting: opening /x, for 20 s"),
+            "info",
+            "it says: starting: opening /x",
+        ),
         (told("running", UnitFileState="disabled"), "warning", "does not start with the machine"),
         (told("running", User="no-such-user-here"), "problem", "no-such-user-here is not there"),
         (told("running", UMask="0077"), "info", "0077"),
@@ -156,5 +172,5 @@ def test_systemctl_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_shipped_unit_is_what_was_recorded() -> None:
     """The properties that are asked for are those that the recorded systemd knows."""
     shown = parse((RECORDED / "running.txt").read_text())
-    absent = {"LoadError", "EnvironmentFiles"}
+    absent = {"LoadError", "EnvironmentFiles", "StatusText"}
     assert set(checkup_unit.PROPERTIES) - set(shown) <= absent

@@ -144,7 +144,8 @@ def test_cluster_of_the_settings(small: Path, nas: Nas) -> None:
 
 
 def test_environments_that_do_not_fit_this_node(small: Path, nas: Nas) -> None:
-    """Named, with the line to add; one without ray is meant for something else."""
+    """Named, with the line to add, as are those in which only a submitted job's driver is refused; one without ray is
+    meant for something else."""
     index = nas.publish()
     entries = index["environments"]
     assert [one.level for one in findings(index)["environments"]] == ["ok"]
@@ -153,6 +154,11 @@ def test_environments_that_do_not_fit_this_node(small: Path, nas: Nas) -> None:
     assert (unfit.level, fit.level) == ("warning", "ok")
     assert "wf/old (ray 2.9.0" in unfit.found
     assert '"ray==2.60.0"' in (unfit.do or "")
+    entries["wf/old"] = entries["wf/ray"] | {"python_version": f"{PYTHON.rpartition('.')[0]}.99"}
+    near, fit = findings(index)["environments"]
+    assert (near.level, fit.level) == ("warning", "ok")
+    assert "1 have another patch version" in near.found
+    assert f'python = "{PYTHON}"' in (near.do or "")
     entries["wf/ray"]["ray_version"] = entries["wf/old"]["ray_version"] = None
     (none,) = findings(index)["environments"]
     assert (none.level, none.found) == ("warning", "none that is served has ray")

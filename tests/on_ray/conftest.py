@@ -99,9 +99,6 @@ def seen(ray_fabric: Fabric) -> dict[str, Any]:
     broken(other)
     variables = ray_user(home, ray_fabric.root) | {
         "RAY_RUNTIME_ENV_PLUGINS": json.dumps(PLUGIN),
-        # No workers that nothing here runs in.
-        "RAY_prestart_worker_first_driver": "0",
-        "RAY_enable_worker_prestart": "0",
     }
     # The sockets' paths have to stay below 108 bytes.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as short:

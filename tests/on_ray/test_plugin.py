@@ -1,9 +1,11 @@
 """The plugin by itself, as a user whose uid is not the daemon's: what Ray's agent calls, without a cluster."""
 
 import asyncio
+import errno
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import sys
 import threading
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from envfabric.client import watch
 from envfabric.client.attempt import Attempt
 from envfabric.client.driver import decided
 from envfabric.client.index import EnvironmentFailed
@@ -112,6 +115,71 @@ def test_one_without_a_lease_is_not_enough_for_the_next(mount: Path) -> None:
     assert parse(value).uri() != parse({**value, "lease": False}).uri()
 
 
+def asked_twice(root: Path) -> dict[str, Any]:
+    """What is leased by two calls for one environment, after its last use, and where it does not start at all."""
+    from envfabric.client.plugin import EnvfabricPlugin
+
+    env: Any = {"envfabric": {"id": "wf/node", "digest": "abc", "root": str(root)}}
+    plugin = EnvfabricPlugin()
+    context: Any = None
+    (uri,) = plugin.get_uris(env)
+
+    def held() -> int:
+        return len([path for path in (root / "leases").glob("*/*") if not path.name.startswith(".")])
+
+    for _ in range(2):
+        asyncio.run(plugin.create(uri, env, context, LOGGER))
+    wait_for(lambda: held() == 1, timeout=60, message="both are leased")
+    plugin.delete_uri(uri, LOGGER)
+    wait_for(lambda: held() == 0, timeout=60, message="one of them is leased for ever")
+    python = root / "store/abc/.venv/bin/python"
+    python.chmod(0o755)
+    python.write_text("#!/bin/sh\necho no luck >&2\nexit 3\n")
+    with pytest.raises(EnvironmentFailed) as caught:
+        asyncio.run(plugin.create(uri, env, context, LOGGER))
+    return {"error": str(caught.value), "held": held(), "under way": len(plugin._under_way)}
+
+
+def test_no_lease_is_left_that_nobody_gives_back(mount: Path) -> None:
+    """Asked twice for one environment the node has one lease on it, which its last use ends; where it turns out only
+    after the lease that it can't be run there is none, and nothing is kept of the try."""
+    told = on_a_node(lambda: asked_twice(mount), stays=True)
+    assert "no luck" in told["error"]
+    assert (told["held"], told["under way"]) == (0, 0)
+
+
+def given_up(root: Path) -> dict[str, Any]:
+    """What becomes of a lease that is taken after all have gone: the NAS comes back late."""
+    from envfabric.client.plugin import EnvfabricPlugin
+
+    value = {"id": "wf/node", "digest": "abc", "root": str(root), "timeout": 0.2}
+    env: Any = {"envfabric": value, "py_executable": f"{root}/store/abc/.venv/bin/python"}
+    plugin = EnvfabricPlugin()
+    context: Any = None
+    told = root / "store/abc/metadata.json"
+    content = told.read_bytes()
+    told.parent.chmod(0o755)
+    told.unlink()
+    # Whoever opens it waits until there is one who writes.
+    os.mkfifo(told)
+    (uri,) = plugin.get_uris(env)
+    with pytest.raises(EnvironmentFailed, match="has not answered"):
+        asyncio.run(plugin.create(uri, env, context, LOGGER))
+    works = [one for one in threading.enumerate() if one.name == "envfabric wf/node"]
+    told.write_bytes(content)
+    for one in works:
+        one.join(60)
+    # It is the lease that makes the closure's folder.
+    taken = (root / "leases/abc").is_dir()
+    wait_for(lambda: not list((root / "leases").glob("*/*")), timeout=60, message="it is leased for nobody")
+    return {"works": len(works), "taken": taken}
+
+
+def test_lease_that_comes_too_late_is_given_back(mount: Path) -> None:
+    """Ray has given up on a NAS that hangs; what is leased once it is back would be leased for nobody."""
+    assert on_a_node(lambda: given_up(mount), stays=True) == {"works": 1, "taken": True}
+
+
 def contexts(root: Path) -> dict[str, Any]:
     """What workers get by a value by hand and by the client's, and once the closure is gone."""
     from ray._private.runtime_env.context import RuntimeEnvContext
@@ -139,7 +207,11 @@ def contexts(root: Path) -> dict[str, Any]:
     (root / "store/abc").rename(root / "store/def")
     for name, env in envs.items():
         wait_for(lambda: _refuses(plugin, uris[name], env), timeout=60, message="it is not noticed")  # noqa: B023
-    return {**told, "gone": _refuses(plugin, uris["unleased"], envs["unleased"])}
+    told["gone"] = _refuses(plugin, uris["unleased"], envs["unleased"])
+    (root / "store/def").rename(root / "store/abc")
+    for name, env in envs.items():
+        wait_for(lambda: not _refuses(plugin, uris[name], env), timeout=60, message="it stays refused")  # noqa: B023
+    return told
 
 
 def _refuses(plugin: Any, uri: str, env: Any) -> str:
@@ -156,7 +228,7 @@ def _refuses(plugin: Any, uri: str, env: Any) -> str:
 
 def test_what_workers_get(mount: Path) -> None:
     """A value by hand brings the spec's variables; the client has put in those that it meant. Once the closure is gone
-    under those who use it, leased or not, the next worker is refused and does not hang."""
+    under those who use it, leased or not, the next worker is refused and does not hang; until it is back."""
     told = on_a_node(lambda: contexts(mount), stays=True)
     assert told["by hand"] == told["unleased"] == [True, "1"]
     assert told["client"] == [True, None]
@@ -170,7 +242,7 @@ def test_each_who_waits_has_a_time_of_its_own() -> None:
     attempt = Attempt(lambda alive: release.wait(60), lambda found: None, "test")
 
     async def both() -> bool:
-        assert attempt.joined() and attempt.joined()
+        assert attempt.joined()
         with pytest.raises(TimeoutError):
             await attempt.result(0.01)
         release.set()
@@ -191,12 +263,56 @@ def test_what_is_alive_has_longer() -> None:
     attempt = Attempt(work, lambda found: None, "test")
 
     async def wait() -> bool:
-        assert attempt.joined()
         answered.set()
         asyncio.get_running_loop().call_later(1, release.set)
         return await attempt.result(0.01)
 
     assert asyncio.run(wait())
+
+
+def test_what_ends_at_once_is_taken_by_who_began_it_and_by_nobody_twice() -> None:
+    """It may be over before its owner's next line. Until the owner has taken it, another one who comes joins it: a
+    second lease for the same would be given back by nobody."""
+    given: list[int] = []
+    attempt = Attempt(lambda alive: 1, given.append, "at once")
+    for thread in [one for one in threading.enumerate() if one.name == "at once"]:
+        thread.join(60)
+    assert attempt.ended and attempt.joined()
+
+    async def both() -> list[int]:
+        return [await attempt.result(60), await attempt.result(60)]
+
+    assert asyncio.run(both()) == [1, 1]
+    assert given == []
+
+
+def test_a_look_that_fails_once_is_soon_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server's hiccup is no end of an environment: whoever is refused for it has it looked at, and Ray's next try
+    finds it well, however rarely it is looked at otherwise."""
+    for name in ("_AGAIN", "_SOONEST"):
+        monkeypatch.setattr(watch, name, 1e6)
+    fault: list[Exception | bool] = []
+    looks = threading.Semaphore(0)
+
+    def look() -> bool:
+        looks.release()
+        found = fault.pop() if fault else True
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    seen = watch.Watch(look, 1e7, "hiccup")
+    seen.start(seen.now())
+    for one in (OSError(errno.ESTALE, "stale"), False):
+        assert seen.well
+        fault.append(one)
+        seen.look_soon()
+        assert looks.acquire(timeout=60)
+        wait_for(lambda: not seen.well, timeout=60, message="a look that failed is not minded")
+        seen.look_soon()
+        wait_for(lambda: seen.well, timeout=60, message="it is not looked at again")
+        assert looks.acquire(timeout=60)
+    seen.end()
 
 
 def test_a_lease_is_not_renewed_without_a_pause() -> None:

@@ -38,17 +38,20 @@ def python(
     return served(spec_id, root, wait, limit=timeout)[0]
 
 
-def answered(limit: float, look: Callable[[], T], where: str) -> T:
+def answered(
+    limit: float, look: Callable[[], T], where: str, give_back: Callable[[T], object] = lambda found: None
+) -> T:
     """What a look at the NAS gives. Raises what it raises, and `RootNotFound` where it takes over `limit` seconds.
 
-    In a thread: a mount whose server is gone keeps whoever looks at it for ever.
+    In a thread: a mount whose server is gone keeps whoever looks at it for ever. What it gives after that is given
+    to `give_back`.
     """
-    found = within(limit, lambda: (look(),), f"envfabric {where}")
+    found = within(limit, lambda: (look(),), f"envfabric {where}", lambda late: give_back(late[0]))
     if found is None:
         raise RootNotFound(
             f"{where} has not answered {os.uname().nodename} within {limit:g} s: is the NAS gone? A slow one gets "
-            "longer by timeout=30 (envfabric.python), envfabric={'timeout': 30} (envfabric.runtime_env), or "
-            "--timeout 30 (commands)."
+            "longer by timeout=30 (envfabric.python, envfabric.lease), envfabric={'timeout': 30} "
+            "(envfabric.runtime_env), or --timeout 30 (commands)."
         )
     return found[0]
 

@@ -4,10 +4,11 @@ A thread that hangs in the NAS can't be ended, so it is left behind: it keeps no
 up, and what it makes after all have gone is given back. Knows nothing of Ray.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, InvalidStateError, wait
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -15,17 +16,29 @@ _AT_LEAST = 0.3
 """Seconds that one who joins late waits all the same."""
 
 
-def within(timeout: float, work: Callable[[], T], name: str) -> T | None:
-    """What the work gives; None where it takes longer than `timeout` seconds. Raises what it raises."""
+def within(
+    timeout: float, work: Callable[[], T], name: str, give_back: Callable[[T], object] = lambda found: None
+) -> T | None:
+    """What the work gives; None where it takes longer than `timeout` seconds. Raises what it raises.
+
+    What it gives after that, to nobody, is given to `give_back`, by its own thread.
+    """
     future: Future[T] = Future()
-    threading.Thread(target=_tell, args=(work, future), name=name, daemon=True).start()
-    # What the work raises may be a TimeoutError, too: so this waits for the end, and not for the result.
-    done, _ = wait((future,), timeout)
-    return future.result() if done else None
+    threading.Thread(target=_tell, args=(work, future, give_back), name=name, daemon=True).start()
+    try:
+        # What the work raises may be a TimeoutError, too: so this waits for the end, and not for the result.
+        wait((future,), timeout)
+    except BaseException:
+        # Ctrl-C: what is made meanwhile is nobody's.
+        if not future.cancel() and future.exception() is None:
+            give_back(future.result())
+        raise
+    # Cancelled or done, never both: it is given back by its thread, or taken here.
+    return None if future.cancel() else future.result()
 
 
 class Attempt(Generic[T]):
-    """Work that is under way, or was a moment ago."""
+    """Work that is under way, or was a moment ago. Who begins it has joined it."""
 
     def __init__(
         self, work: Callable[[Callable[[float], None]], T], give_back: Callable[[T], None], name: str
@@ -37,7 +50,8 @@ class Attempt(Generic[T]):
         self._alive_until = 0.0
         self._future: Future[T] = Future()
         self._lock = threading.Lock()
-        self._waiting = 0
+        # From the beginning: what ends before its owner's next line is not given back under it.
+        self._waiting = 1
         self._over = False
         self._taken = False
         threading.Thread(target=self._run, name=name, daemon=True).start()
@@ -45,7 +59,8 @@ class Attempt(Generic[T]):
     def joined(self) -> bool:
         """Joins those who wait, which `result` ends; False where all had gone and it has ended since."""
         with self._lock:
-            if self._over and not self._taken:
+            # While somebody waits who has not woken yet it is not given back: begun anew it would be had twice.
+            if self._over and not self._taken and not self._waiting:
                 return False
             self._waiting += 1
             return True
@@ -81,12 +96,17 @@ class Attempt(Generic[T]):
         self._alive_until = time.monotonic() + seconds
 
     @property
+    def ended(self) -> bool:
+        """Whether it has given something, or an exception."""
+        return self._future.done()
+
+    @property
     def failed(self) -> bool:
         """Whether it has ended in an exception."""
-        return self._future.done() and self._future.exception() is not None
+        return self.ended and self._future.exception() is not None
 
     def _run(self) -> None:
-        _tell(lambda: self._work(self._alive), self._future)
+        _tell(lambda: self._work(self._alive), self._future, self._give_back)
         if self.failed:
             return
         with self._lock:
@@ -104,10 +124,15 @@ class Attempt(Generic[T]):
             threading.Thread(target=self._give_back, args=(self._future.result(),), daemon=True).start()
 
 
-def _tell(work: Callable[[], T], future: Future[T]) -> None:
+def _tell(work: Callable[[], T], future: Future[T], give_back: Callable[[T], object]) -> None:
     try:
         found = work()
     except BaseException as error:
-        future.set_exception(error)
+        with contextlib.suppress(InvalidStateError):
+            future.set_exception(error)
         return
-    future.set_result(found)
+    try:
+        future.set_result(found)
+    except InvalidStateError:
+        # Nobody waits any more.
+        give_back(found)

@@ -114,7 +114,7 @@ def _raylets() -> Iterator[Finding]:
         yield Finding(
             "raylet",
             "problem",
-            f"the raylet with pid {', '.join(without)} was started without the plugin: "
+            f"{len(without)} of {seen} on this machine started without the plugin (pid {', '.join(without)}): "
             "environments run there unchecked and without a lease",
             f"`ray stop` there, then {TURN_ON} and `ray start` again.",
         )
@@ -170,13 +170,15 @@ def _versions(
             told = f"this node has {what} {mine}, and {said.source} says {theirs}"
             yield Finding("versions", "warning" if near else "problem", told, do)
     here = fitting.Cluster(version, python, "this node")
-    fit, unfit = 0, []
+    fit, apart, unfit = 0, [], []
     for spec_id, entry in index.get("environments", {}).items():
         if entry["serving"] is None or entry["ray_version"] is None:
             continue
         try:
             fitting.refuse_unfit(spec_id, entry["ray_version"], entry["python_version"], here)
             fit += 1
+            if fitting.other_patch(spec_id, entry["python_version"], here):
+                apart.append(f"{spec_id} ({entry['python_version']})")
         except EnvironmentFailed:
             unfit.append(f"{spec_id} (ray {entry['ray_version']}, Python {entry['python_version']})")
     if unfit:
@@ -184,8 +186,15 @@ def _versions(
             f'Ray refuses them here. Where they are meant for this cluster: "ray=={version}", and its Python.'
         )
         yield Finding("environments", "warning", f"{len(unfit)} do not fit this node: {some(unfit)}", do)
+    if apart:
+        told = f"{len(apart)} have another patch version of Python than this node's {python}: {some(apart)}"
+        do = (
+            f"Tasks and actors run, and Ray refuses the drivers of submitted jobs there. For these: python = "
+            f'"{python}" in their [tool.envfabric].'
+        )
+        yield Finding("environments", "warning", told, do)
     if fit:
-        yield Finding("environments", "ok", f"{fit} have this node's Ray and Python")
+        yield Finding("environments", "ok", f"{fit} can be run by this node's Ray and Python")
     elif index and not unfit:
         do = f'Add "ray=={version}" to the dependencies of specs that are used with Ray.'
         yield Finding("environments", "warning", "none that is served has ray", do)

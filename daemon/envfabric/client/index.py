@@ -5,6 +5,7 @@ minute after it was replaced; opening the folder first makes the change visible 
 """
 
 import difflib
+import errno
 import json
 import os
 import tomllib
@@ -17,6 +18,9 @@ PYTHON = "give root=…, set ENVFABRIC_ROOT, or write root in envfabric.toml."
 """How ROOT can be told to a command, and to a program that calls the client."""
 CONFIG_FILES = (Path("envfabric.toml"), Path("/etc/envfabric/envfabric.toml"))
 """Where the settings are looked for when neither --config nor ENVFABRIC_CONFIG names them."""
+
+
+_TRIES = 4
 
 
 class EnvfabricError(RuntimeError):
@@ -75,7 +79,7 @@ def read_index(root: Path) -> dict[str, Any]:
     path = root / "index.json"
     try:
         os.close(os.open(root, os.O_RDONLY | os.O_DIRECTORY))
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_whole(path))
     except FileNotFoundError:
         if (root / ".envfabric.json").is_file():
             raise NotReady(f"{path} is not there yet: the daemon has not published anything.") from None
@@ -87,6 +91,18 @@ def read_index(root: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("schema") != 1:
         raise RootNotFound(f"{path} is of a form that this release does not know; update environment-fabric.")
     return content
+
+
+def read_whole(path: Path) -> bytes:
+    """The content of a file that others replace. Raises `OSError`."""
+    for left in reversed(range(_TRIES)):
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            # NFS says so of a file that was replaced between its opening and its reading: the name has another one now.
+            if error.errno != errno.ESTALE or not left:
+                raise
+    raise AssertionError("the last try returns or raises")
 
 
 def environment(index: Mapping[str, Any], spec_id: str) -> dict[str, Any]:

@@ -11,11 +11,13 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from envfabric.client.api import python
+from envfabric.client.api import answered, python
+from envfabric.client.attempt import within
 from envfabric.client.index import (
     PYTHON,
     EnvfabricError,
@@ -24,7 +26,9 @@ from envfabric.client.index import (
     RootNotFound,
     UnknownEnvironment,
     find_root,
+    read_whole,
 )
+from envfabric.client.wanted import DEFAULT_TIMEOUT
 from envfabric.client.watch import Watch
 
 LONGEST_TTL = 86400.0
@@ -43,13 +47,14 @@ def lease(
     root: str | os.PathLike[str] | None = None,
     ttl: float = 300.0,
     what: str = "",
+    timeout: float = DEFAULT_TIMEOUT,
 ) -> "Lease":
     """Leases the closure of a spec id, of an interpreter's path, or of that name below ROOT/store.
 
     It is in force when this returns, and renewed by a thread every third of `ttl` seconds until
     `release`, the end of a `with` block, or the end of this process and `ttl` seconds more. `what` is
-    shown to people. Raises what `envfabric.python` raises, and `EnvfabricError` where the lease can't be
-    written.
+    shown to people; `timeout` are the seconds that the NAS may take for one answer. Raises what
+    `envfabric.python` raises, and `EnvfabricError` where the lease can't be written.
     """
     if not 0 < ttl <= LONGEST_TTL:
         raise ValueError(
@@ -57,18 +62,19 @@ def lease(
         )
     text = os.fspath(wanted)
     if os.path.isabs(text):
-        place, name, path = _of_interpreter(text, root)
-        return Lease(place, name, path, ttl, what)._take(text)
+        place, name, path = answered(timeout, lambda: _of_interpreter(text, root), text)
+        return _taken(Lease(place, name, path, ttl, what, timeout), text)
     # Absolute: renewals go on after a chdir.
     place = Path(os.path.abspath(find_root(root, advice=PYTHON)))
     if "/" not in text:
         if not _NAME.fullmatch(text):
             raise UnknownEnvironment(f"{text!r} is neither a spec id nor a path nor the name of a closure.")
-        return Lease(place, text, f"{place}/store/{text}/.venv/bin/python", ttl, what)._take(text)
+        return _taken(Lease(place, text, f"{place}/store/{text}/.venv/bin/python", ttl, what, timeout), text)
     for left in reversed(range(_TRIES)):
-        _, name, path = _of_interpreter(python(text, root=place), place)
+        served = python(text, root=place, timeout=timeout)
+        _, name, path = answered(timeout, partial(_of_interpreter, served, place), served)
         try:
-            return Lease(place, name, path, ttl, what)._take(text)
+            return _taken(Lease(place, name, path, ttl, what, timeout), text)
         except UnknownEnvironment:
             # Collected between the index and the lease: by now the index names another one.
             if not left:
@@ -80,14 +86,23 @@ def lease(
     raise AssertionError("the last try returns or raises")
 
 
+def _taken(held: "Lease", wanted: str) -> "Lease":
+    """Takes it within its timeout. One that is taken later, once the NAS is back, is given back."""
+    return answered(held.timeout, lambda: held.take(wanted), held.python, Lease.release)
+
+
 class Lease:
     """A lease that is held. Made by `lease`; safe for threads."""
 
-    def __init__(self, root: Path, name: str, python: str, ttl: float, what: str) -> None:
+    def __init__(
+        self, root: Path, name: str, python: str, ttl: float, what: str, timeout: float = DEFAULT_TIMEOUT
+    ) -> None:
         self.name = name
         """The closure's name below ROOT/store."""
         self.python = python
         """The path of its interpreter."""
+        self.timeout = timeout
+        """Seconds for which `renew` and `release` wait for the NAS."""
         self._root = root
         self._ttl = ttl
         self._what = what[:_WHAT_MOST]
@@ -118,31 +133,43 @@ class Lease:
     def renew(self) -> None:
         """Renews it now, for one that has slept; the thread does it otherwise.
 
-        Raises `EnvfabricError` where that can't be done, and `UnknownEnvironment` where the closure was
-        collected while the lease had run out.
+        Raises `EnvfabricError` where that can't be done, `RootNotFound` where the NAS does not answer, and
+        `UnknownEnvironment` where the closure was collected while the lease had run out.
         """
         if self._watch.ended or os.getpid() != self._pid:
             raise EnvfabricError(
                 f"the lease on {self.name} was given back, or is another process's: take a new one."
             )
         began = self._watch.now()
-        self._renew_or_explain()
-        there = present(self._root, self.python)
+        there = answered(self.timeout, self._renewed, self.python)
         self._watch.note(began, there)
         if not there:
             raise UnknownEnvironment(self._gone())
 
+    def renew_soon(self) -> None:
+        """Has the thread renew it now, and see whether all is well; waits for nothing."""
+        self._watch.look_soon()
+
     def release(self) -> None:
-        """Gives it back; does nothing the second time, and in a child that inherited it by fork."""
+        """Gives it back; does nothing the second time, and in a child that inherited it by fork.
+
+        Waits no longer than its timeout: what the NAS removes later is removed, and what it never does ends by its ttl.
+        """
         if os.getpid() != self._pid:
             return
         self._watch.end()
-        with self._lock, contextlib.suppress(OSError):
-            # What can't be removed now ends by itself.
-            self._path.unlink()
+        try:
+            within(self.timeout, self._remove, f"release {self.name[:12]}")
+        except RuntimeError:
+            # The interpreter ends, and starts no thread any more.
+            self._remove()
 
-    def _take(self, wanted: str) -> Self:
-        """Writes it and looks then: a closure that was not collected before is not collected any more."""
+    def take(self, wanted: str) -> Self:
+        """Writes it and looks then: a closure that was not collected before is not collected any more.
+
+        For `lease`, and for those who wait in a thread of their own, as a NAS that is gone is waited for without an
+        end. Raises as `lease` does.
+        """
         began = self._watch.now()
         try:
             self._renew_or_explain()
@@ -163,6 +190,16 @@ class Lease:
     def _kept(self) -> bool:
         self._renew()
         return present(self._root, self.python)
+
+    def _renewed(self) -> bool:
+        self._renew_or_explain()
+        return present(self._root, self.python)
+
+    def _remove(self) -> None:
+        # Waits for a renewal that is under way, or it would write it anew.
+        with self._lock, contextlib.suppress(OSError):
+            # What can't be removed now ends by itself.
+            self._path.unlink()
 
     def _renew_or_explain(self) -> None:
         try:
@@ -220,7 +257,7 @@ def place_of(root: Path) -> Path:
     """The folder of the leases, as ROOT's marker names it. Raises `RootNotFound`."""
     marker = root / ".envfabric.json"
     try:
-        told = json.loads(marker.read_bytes())
+        told = json.loads(read_whole(marker))
         recorded = told.get("leases")
     except FileNotFoundError:
         raise RootNotFound(f"{marker} is not there. Is the NAS mounted on this machine?") from None

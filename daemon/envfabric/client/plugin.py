@@ -31,7 +31,7 @@ from envfabric.client.index import (
     UnknownEnvironment,
     find_root,
 )
-from envfabric.client.leases import Lease, lease, present
+from envfabric.client.leases import Lease, present
 from envfabric.client.wanted import KEY, Wanted, parse, refuse_together
 from envfabric.client.watch import Watch
 
@@ -63,6 +63,20 @@ class _Ready:
     def well(self) -> bool:
         """Whether it was there when it was looked at last, and that is not too long ago."""
         return self.held.present if isinstance(self.held, Lease) else self.held.well
+
+    def look_soon(self) -> None:
+        """Has it looked at now, in its thread."""
+        if isinstance(self.held, Lease):
+            self.held.renew_soon()
+        else:
+            self.held.look_soon()
+
+    def give_back(self) -> None:
+        """Ends the lease, or the watch. May take as long as the NAS does, up to the lease's timeout."""
+        if isinstance(self.held, Lease):
+            self.held.release()
+        else:
+            self.held.end()
 
 
 class EnvfabricPlugin(RuntimeEnvPlugin):
@@ -101,26 +115,31 @@ class EnvfabricPlugin(RuntimeEnvPlugin):
     ) -> int:
         """Leases an environment and checks that this node can run it. Raises `EnvfabricError`, which Ray tells."""
         wanted = parse(runtime_env[KEY])
-        key = uri or wanted.id
+        key = uri or f"{wanted.root or ''}/{wanted.id}"
         attempt = self._under_way.get(key)
         # Ray tries again when it has failed: one that still hangs is waited for, and not begun once more.
         if attempt is None or attempt.failed or not attempt.joined():
             # The client has put the spec's variables beside its py_executable, those of the generation that it meant.
             by_hand = not wanted.named_by(_of(runtime_env, "py_executable"))
             work = partial(_prepare, wanted, by_hand) if uri else partial(_undecided, wanted)
-            attempt = self._under_way[key] = Attempt(work, _give_back, f"envfabric {wanted.id}")
-            attempt.joined()
+            attempt = self._under_way[key] = Attempt(work, _Ready.give_back, f"envfabric {wanted.id}")
         try:
-            self._ready[key] = await attempt.result(wanted.timeout)
+            ready = await attempt.result(wanted.timeout)
         except TimeoutError:
             raise EnvironmentFailed(
                 f"{wanted.id}: the NAS{f' at {wanted.root}' if wanted.root else ''} has not answered "
                 f"{os.uname().nodename} within {wanted.timeout:g} s. Check the mount there; for a slow one, set "
                 f"timeout: envfabric.runtime_env({wanted.id!r}, {KEY}={{'timeout': 30}})."
             ) from None
-        if self._under_way.get(key) is attempt:
-            del self._under_way[key]
-        logger.info("%s runs from %s", wanted.id, self._ready[key].python)
+        finally:
+            # One that hangs stays, for the next try.
+            if attempt.ended and self._under_way.get(key) is attempt:
+                del self._under_way[key]
+        before, self._ready[key] = self._ready.get(key), ready
+        if before is not None and before is not ready:
+            # Ray counts uses, and not how often it asked: nobody else would ever give this one back.
+            _let_go(before)
+        logger.info("%s runs from %s", wanted.id, ready.python)
         return _ALL
 
     def modify_context(
@@ -133,7 +152,9 @@ class EnvfabricPlugin(RuntimeEnvPlugin):
         """Lets workers start in the environment. Raises `EnvironmentFailed` where it has gone since it was checked."""
         ready = self._ready[uris[0]]
         if not ready.well:
-            # Ray asks only this of an environment that is in use on the node already: a worker would hang.
+            # Ray asks only this of an environment that is in use on the node already: a worker would hang. Where the
+            # NAS was away for one look, the next one finds it back before Ray's next try, a second later.
+            ready.look_soon()
             raise EnvironmentFailed(
                 f"{ready.python} was there and is not any more, or the NAS does not answer {os.uname().nodename}, or "
                 "take the renewals of its lease. Check the mount there; then try again."
@@ -149,7 +170,7 @@ class EnvfabricPlugin(RuntimeEnvPlugin):
         """Gives the lease back: nothing on this node uses the environment any more."""
         ready = self._ready.pop(uri, None)
         if ready is not None:
-            threading.Thread(target=_give_back, args=(ready,), name="envfabric release", daemon=True).start()
+            _let_go(ready)
         return _ALL
 
 
@@ -189,7 +210,8 @@ def _prepare(wanted: Wanted, by_hand: bool, alive: Callable[[float], None]) -> _
 def _lease(wanted: Wanted, python: str, root: Path) -> Lease:
     what = f"{wanted.id}, Ray {ray.__version__} on {os.uname().nodename}"
     try:
-        return lease(python, root=root, ttl=wanted.ttl, what=what)
+        # Not by `lease`, which gives up on a NAS that hangs: each of Ray's tries would then wait for all of that anew.
+        return Lease(root, str(wanted.digest), python, wanted.ttl, what, wanted.timeout).take(python)
     except EnvfabricError as error:
         if isinstance(error, EnvironmentFailed | UnknownEnvironment | RootNotFound):
             raise
@@ -206,7 +228,8 @@ def _undecided(wanted: Wanted, alive: Callable[[float], None]) -> _Ready:
     Which one it is has to be the same on all nodes and for all tries, so it is decided once, by the driver.
     """
     root = _root(wanted)
-    digest = served(wanted.id, root, None, limit=wanted.timeout)[0].split("/")[-4]
+    # Longer than anybody waits for this thread, as Ray's next try goes on with it.
+    digest = served(wanted.id, root, None, limit=fitting.START_WITHIN + wanted.timeout)[0].split("/")[-4]
     raise EnvironmentFailed(
         f'runtime_env["{KEY}"] = "{wanted.id}" has no digest. In Python, envfabric.runtime_env("{wanted.id}"); for '
         f"`ray job submit` and YAML take what `envfabric runtime-env {wanted.id}` prints, or, to stay with what is "
@@ -215,7 +238,7 @@ def _undecided(wanted: Wanted, alive: Callable[[float], None]) -> _Ready:
 
 
 def _root(wanted: Wanted) -> Path:
-    root = Path(wanted.root) if wanted.root is not None else find_root(advice=_ADVICE)
+    root = Path(os.path.abspath(wanted.root or find_root(advice=_ADVICE)))
     if not (root / ".envfabric.json").is_file():
         raise EnvironmentFailed(
             f"{root}/.envfabric.json is not there: is the NAS mounted at {root} on {os.uname().nodename}? Mount it "
@@ -224,11 +247,9 @@ def _root(wanted: Wanted) -> Path:
     return root
 
 
-def _give_back(ready: _Ready) -> None:
-    if isinstance(ready.held, Lease):
-        ready.held.release()
-    else:
-        ready.held.end()
+def _let_go(ready: _Ready) -> None:
+    """Gives it back without waiting for it."""
+    threading.Thread(target=ready.give_back, name="envfabric release", daemon=True).start()
 
 
 __all__ = ["EnvfabricError", "EnvfabricPlugin"]

@@ -8,8 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 
-_SOONEST = 5.0
-"""Seconds after which a look that went wrong is taken again, at most."""
+_AGAIN, _SOONEST = 0.5, 5.0
+"""Seconds after which a look that went wrong is taken again: at first, when a server's hiccup is over, and at most."""
 
 
 def _clock() -> float:
@@ -25,6 +25,8 @@ class Watch:
         self._look = look
         self._holds = holds
         self._ended = threading.Event()
+        # Somebody wants a look, or the end, before the pause is over.
+        self._called = threading.Event()
         # When the last look that found all well was begun.
         self._well_at: float | None = None
         self._thread = threading.Thread(target=self._keep, name=name, daemon=True)
@@ -36,7 +38,13 @@ class Watch:
 
     def end(self) -> None:
         """Looks no more; one that is under way goes on."""
+        # In this order: whoever has seen the call sees the end.
         self._ended.set()
+        self._called.set()
+
+    def look_soon(self) -> None:
+        """Has the next look begun now, for one who was told that not all is well. Waits for nothing."""
+        self._called.set()
 
     @property
     def ended(self) -> bool:
@@ -56,13 +64,18 @@ class Watch:
     now = staticmethod(_clock)
 
     def _keep(self) -> None:
-        pause = self._holds / 3
-        while not self._ended.wait(pause):
-            began = _clock()
+        usual = pause = self._holds / 3
+        while not self._ended.is_set():
+            self._called.wait(pause)
+            # Before the look: who calls during it may have seen the one before.
+            self._called.clear()
+            if self._ended.is_set():
+                return
+            began, before = _clock(), pause
             try:
-                self.note(began, self._look())
-                pause = self._holds / 3
+                well = self._look()
             except Exception:
-                self.note(began, False)
-                # The NAS may be back in a moment: the next look comes sooner.
-                pause = min(self._holds / 12, _SOONEST)
+                well = False
+            self.note(began, well)
+            # The NAS may be back in a moment: the next look comes sooner.
+            pause = usual if well else min(_AGAIN if before == usual else 2 * before, usual / 4, _SOONEST)
