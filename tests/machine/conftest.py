@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from machine.unit import UNIT, drop_in
 from support.nspawn import Machine, booted, clean_debian, install_steps, passed_on
 from support.simple_index import SimpleIndex
 
@@ -42,3 +43,14 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         booted_machine.shell("cd /root/clone\n" + "\n".join(steps), variables=passed_on(), timeout=600)
         yield booted_machine
     shutil.rmtree(root)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prepared(machine: Machine, local_index: SimpleIndex) -> Iterator[None]:
+    """The index of these tests instead of a public one, a look each 2 s, and short pauses between two starts."""
+    assert machine.show(UNIT, "ActiveState") == "active"
+    with (machine.root / "etc/envfabric/envfabric.env").open("a", encoding="utf-8") as file:
+        file.write(f"ENVFABRIC_INDEX={local_index.url}\nENVFABRIC_INTERVAL=2\n")
+    drop_in(machine, "tests", "RestartSec=1s")
+    yield
+    machine.run("systemctl", "stop", UNIT, check=False)

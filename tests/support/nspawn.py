@@ -28,7 +28,12 @@ class Machine:
         self.leader = leader
 
     def run(
-        self, *command: str, check: bool = True, variables: dict[str, str] | None = None, timeout: float = 300
+        self,
+        *command: str,
+        check: bool = True,
+        variables: dict[str, str] | None = None,
+        timeout: float = 300,
+        input: str | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Runs a command in the machine as root; a failure is an AssertionError with what it said."""
         plain = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
@@ -38,7 +43,8 @@ class Machine:
             capture_output=True,
             text=True,
             timeout=timeout,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if input is None else None,
+            input=input,
         )
         assert not check or done.returncode == 0, (
             f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from envfabric.client.findings import Finding
+from envfabric.core.errors import redact
 
 NAME = "envfabric.service"
 PROPERTIES = (
@@ -26,6 +27,7 @@ PROPERTIES = (
     "NRestarts",
     "ExecMainStatus",
     "StateChangeTimestamp",
+    "StatusText",
     "UnitFileState",
     "NeedDaemonReload",
     "FragmentPath",
@@ -50,6 +52,8 @@ _STATUS = {
 }
 """What an exit code of the unit means, where systemd itself gave it or the daemon does."""
 _JOURNAL = "journalctl -u envfabric -n 50"
+_WAITS = ("waiting: ", "standing by: ", "standby can't see ROOT", "the loop has not gone round")
+"""How the daemon's own status begins where it waits for something that should be there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +155,19 @@ def _state(told: dict[str, str]) -> list[Finding]:
         why = _STATUS.get(int(code)) if code.isdecimal() and told.get("Result") == "exit-code" else None
         text += f", {restarts} restarts: result {told.get('Result')}, exit status {code}"
         return [Finding("unit", "problem", text + (f" ({why})" if why else ""), f"Its log: {_JOURNAL}")]
+    status = redact(told.get("StatusText", ""))
     if active == "activating":
+        text += f"; it says: {status}" if status else ""
         return [Finding("unit", "info", text, "It waits for its settings or ROOT: " + _JOURNAL)]
+    if active == "deactivating":
+        text += f"; it said: {status}" if status else ""
+        do = "One that hangs in the kernel ends when its file system answers: look at the mount and its server."
+        return [Finding("unit", "warning", text, do)]
     if active != "active":
         return [Finding("unit", "warning", text, "systemctl start envfabric")]
+    if status.startswith(_WAITS):
+        do = "It goes on by itself once that is there and answers: look at the mount, its server, the repository."
+        return [Finding("unit", "warning", f"{text}; it says: {status}", do)]
     if restarts not in {"", "0"}:
         why = last_failures(5.0)
         text += f", {restarts} restarts since it was loaded" + (f": {why}" if why else "")
