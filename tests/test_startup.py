@@ -1,6 +1,8 @@
 """Faults at start-up end with exit code 2 and one line that says what to do."""
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,24 @@ def ready(fabric: Fabric) -> Fabric:
     fabric.repo.commit()
     fabric.init()
     return fabric
+
+
+def test_who_started_it_may_ignore_its_children(ready: Fabric) -> None:
+    """An ignored SIGCHLD is inherited, and would take uv's exit codes away: one that failed would count as done."""
+    ready.repo.spec("wf/b", ["nobody-has-this"])
+    ready.repo.commit()
+    command = [sys.executable, "-m", "envfabric", "run", "--once", "--config", str(ready.configure())]
+    done = subprocess.run(
+        ["env", "--ignore-signal=CHLD", *command],
+        cwd=ready.folder,
+        env=ready.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert ready.entry("wf/a")["state"] == "ready", ready.entry("wf/a")["error"]
+    assert ready.entry("wf/b")["error"]["reason"] == "unresolvable"
 
 
 @pytest.mark.parametrize("flags", [["--once"], []])

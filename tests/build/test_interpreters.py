@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 
 from envfabric.build.interpreters import Interpreter, Interpreters, inspect
 from envfabric.build.uv import Uv
-from envfabric.core.errors import Reason, SpecError
+from envfabric.core.errors import Reason, SpecError, StoreError
 from envfabric.specs.spec import PythonRequest
 from envfabric.store.files import Files
 from envfabric.store.root import Root
@@ -170,6 +171,47 @@ def test_lost_interpreter_is_chosen_anew(
     again = open_with(fakes["3.11.7"]).choose(asked("3.11"))
     assert again.version == "3.11.7"
     assert json.loads(record.read_bytes())["path"] == fakes["3.11.7"]
+
+
+@pytest.mark.parametrize("unreadable", ["record", "interpreter", "does-not-start", "nas-away"])
+@pytest.mark.parametrize("listed", [True, False], ids=["listed", "below-root"])
+def test_what_cannot_be_read_now_is_not_chosen_again(
+    open_with: Open, root: Root, fakes: dict[str, str], unreadable: str, listed: bool
+) -> None:
+    """Only an interpreter or a record that is gone, with ROOT there, is replaced; all else is an error that passes."""
+    # A link that leads to itself is there, and can't be read by anybody: ELOOP for what a NAS says with EIO.
+    path = Path(fakes["3.11.2"] if listed else fake(root.pythons / "one/bin/python3", "3.11.2"))
+    allowed = [path] if listed else [fakes["3.12.1"]]
+    first = open_with(*allowed).choose(asked("3.11"))
+    (record,) = (root.state / "pythons").glob("*.json")
+    written = record.read_bytes()
+    touched = {"record": record, "nas-away": root.state}.get(unreadable, path)
+    kept = touched.with_name("kept")
+    touched.rename(kept)
+    if unreadable == "does-not-start":
+        touched.write_text("#!/bin/sh\necho 'no such library' >&2\nexit 127\n")
+        touched.chmod(0o755)
+    elif unreadable == "nas-away":
+        root.marker.rename(root.path / "marker")
+    else:
+        touched.symlink_to(touched)
+    later = open_with(*allowed, fakes["3.11.7"])
+    with pytest.raises((OSError, StoreError)) as caught:
+        later.choose(asked("3.11"))
+    if unreadable == "does-not-start":
+        for words in (str(path), "exit code 127: no such library", str(record), "remove that file"):
+            assert words in str(caught.value)
+    elif unreadable == "nas-away":
+        (root.path / "marker").rename(root.marker)
+    else:
+        assert str(touched) in str(caught.value)
+        with pytest.raises(OSError, match=re.escape(str(touched))):
+            later.gone(touched)
+    if unreadable != "nas-away":
+        touched.unlink()
+    kept.rename(touched)
+    assert record.read_bytes() == written
+    assert later.choose(asked("3.11")) == first
 
 
 def test_path_decides_only_once(

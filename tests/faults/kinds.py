@@ -77,6 +77,8 @@ def _trash(name: str) -> str:
         return "gone-*"
     if name.startswith("uv-archive"):
         return "<wheel>"
+    if name.startswith("cpython-"):
+        return "<python>"
     return "<closure>" if _HEX.match(name) else "<generation>"
 
 

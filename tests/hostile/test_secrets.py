@@ -122,7 +122,10 @@ def assert_nowhere(fabric: Fabric, answers: dict[str, str]) -> None:
 
 def answers_of(fabric: Fabric, daemon: RunningDaemon) -> dict[str, str]:
     """All that the daemon says to anybody."""
-    said = {path: daemon.get(path)[1] for path in ("/", "/index.json", "/metrics", "/healthz", "/readyz")}
+    said = {
+        path: daemon.get(path)[1]
+        for path in ("/", "/rows.json", "/index.json", "/metrics", "/healthz", "/readyz")
+    }
     for command in (["status"], ["status", "--json"], ["history", "good/one"], ["which", "good/one"]):
         done = fabric.command(*command, "--root", fabric.root)
         said[" ".join(command)] = done.stdout + done.stderr

@@ -7,7 +7,8 @@ import pytest
 
 from envfabric.loop import work as module
 from envfabric.loop.lane import Lane, Places
-from envfabric.loop.realise import Realiser, Recalled, Request
+from envfabric.loop.realise import Realiser
+from envfabric.loop.steps import Recalled, Request
 from loop.conftest import MakeLoop
 from support.simple_index import SimpleIndex
 from support.spec_repo import SpecRepo

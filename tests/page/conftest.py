@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Dialog, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Dialog, Page, expect, sync_playwright
 
 from support.tools import tool
 
 Open = Callable[..., Page]
+# Five seconds by default, which a machine with much to do may need for ten thousand rows.
+expect.set_options(timeout=60_000)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Open]:
-    """Opens an address; at the end nothing was said in the console, and no other server was asked for anything."""
+    """Opens an address, with `clock` under a clock that the test moves; at the end nothing was said in the console, and
+    no other server was asked for anything."""
     contexts: list[BrowserContext] = []
     said: list[str] = []
     asked: list[str] = []
@@ -39,7 +42,7 @@ def visit(browser: Browser) -> Iterator[Open]:
         said.append(dialog.message)
         dialog.dismiss()
 
-    def go(url: str, **details: Any) -> Page:
+    def go(url: str, *, clock: bool = False, **details: Any) -> Page:
         context = browser.new_context(viewport={"width": 1280, "height": 720}, **details)
         contexts.append(context)
         page = context.new_page()
@@ -48,6 +51,8 @@ def visit(browser: Browser) -> Iterator[Open]:
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("dialog", refuse)
         page.on("request", lambda request: asked.append(request.url))
+        if clock:
+            page.clock.install()
         page.goto(url)
         return page
 

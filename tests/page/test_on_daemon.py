@@ -35,6 +35,10 @@ class Scene:
         files = sorted((self.fabric.root / "history").glob("*.jsonl"))
         return [json.loads(line) for one in files for line in one.read_text().splitlines()]
 
+    def accounts(self, sequence: int) -> list[dict[str, Any]]:
+        """The trail's accounts of the store since that publication."""
+        return [one for one in self.events() if one["event"] == "figures" and one["sequence"] >= sequence]
+
     def report(self, out: Path) -> dict[str, Any]:
         """Writes the report and gives its figures."""
         done = self.fabric.command("report", "--root", self.fabric.root, "--out", out, "--json")
@@ -54,8 +58,11 @@ def scene(tmp_path_factory: pytest.TempPathFactory, packages: SimpleIndex) -> It
         daemon.wait_for_index(first)
         # What comes later finds what it needs.
         fabric.repo.spec("wf/later", ["alpha"])
-        daemon.wait_for_index(fabric.repo.commit())
-        yield Scene(fabric, daemon)
+        sequence = daemon.wait_for_index(fabric.repo.commit())["sequence"]
+        made = Scene(fabric, daemon)
+        # The trail follows the index: its account of this publication is the last that is told of it.
+        wait_for(lambda: made.accounts(sequence), message="the trail has no account of what is published")
+        yield made
 
 
 def test_page_of_a_daemon(scene: Scene, visit: Open) -> None:

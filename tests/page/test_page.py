@@ -1,21 +1,23 @@
 """The page with ten thousand environments, in a real browser."""
 
 import gzip
+import json
 import os
+import re
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from envfabric.core.errors import hide
-from envfabric.index.document import Index
+from envfabric.index.document import Entry, Index
 from envfabric.service import looking
 from envfabric.service.http import HttpServer, Shown
 from envfabric.service.page import rows_of
@@ -124,6 +126,14 @@ def test_sort_and_filter(served: Served, visit: Open) -> None:
     assert page.get_by_role("columnheader", name="Age").get_attribute("aria-sort") == "descending"
     assert page.get_by_role("columnheader", name="State").get_attribute("aria-sort") == "none"
     assert page.locator(ROWS).first.locator("td.number").nth(1).inner_text() == "13.0 MiB"
+    # Of one reason by id, as people count; what has no error comes last, whichever way.
+    reasons = {one: entry.error.reason for one, entry in entries.items() if entry.error}
+    for last in (min, max):
+        page.get_by_role("button", name="Error").click()
+        shown = last(reasons.values())
+        ids = [one for one, reason in reasons.items() if reason == shown]
+        ids.sort(key=lambda one: [int(part) for part in re.findall(r"\d+", one)] or [COUNT])
+        assert page.locator(f"{ROWS} th").all_inner_texts()[:10] == ids[:10]
 
 
 def test_sizes_add_up(served: Served) -> None:
@@ -139,6 +149,63 @@ def test_sizes_add_up(served: Served) -> None:
         else:
             share = (10 / CLOSURES + 3) / used[row["closure"]]
             assert (row["size"], row["saved"]) == (13 << 20, pytest.approx((13 - share) * (1 << 20), abs=1))
+
+
+AGAIN = 300_000
+"""Milliseconds within which an open page asks once more, however long the last answer took."""
+PLACE = (
+    "row => row.getBoundingClientRect().top - document.querySelector('#scroll').getBoundingClientRect().top"
+)
+
+
+def test_what_is_published_comes_by_itself(served: Served, visit: Open) -> None:
+    """An open page takes over what was published since; words, order and the row that one is on stay."""
+    served.index = first = many(600)
+    page = visit(served.url, clock=True)
+    page.get_by_label("Search").fill("flow-00")
+    page.get_by_role("button", name="Gen").click()
+    page.get_by_label("Search").press("ArrowDown")
+    for _ in range(6):
+        page.keyboard.press("PageDown")
+    here = page.locator(f"{ROWS}:focus")
+    name, place = here.locator("th").inner_text(), here.evaluate(PLACE)
+    row = int(here.get_attribute("data-n") or 0)
+    # Ten more come before it, two go, its own state is another, and so is all that stands above the table.
+    entries = dict(first.entries)
+    for n in range(10):
+        entries[f"flow-0000/more-{n}"] = Entry("ready", "t", "d" * 40, serving="0" * 64, generation=0)
+    for gone in [one for one, entry in entries.items() if entry.generation == 1][:2]:
+        del entries[gone]
+    entries[name] = replace(entries[name], state="building")
+    served.index = Index("d" * 40, 4218, first.published_at, entries)
+    page.clock.fast_forward(AGAIN)
+    expect(page.locator("header")).to_contain_text("sequence 4218")
+    assert page.locator(".problems").count() == 0
+    assert page.get_by_label("Search").input_value() == "flow-00"
+    assert page.get_by_role("columnheader", name="Gen").get_attribute("aria-sort") == "ascending"
+    assert here.locator("th").inner_text() == name
+    assert here.get_attribute("data-n") == str(row + 8)
+    assert here.evaluate(PLACE) == place
+    assert here.locator(".state").inner_text() == "building"
+    expect(page.locator("#found")).to_have_text(f"608 of {len(entries)} environments")
+    counts = Counter(one.state for one in entries.values())
+    assert page.locator("button[data-state=ready] b").inner_text() == str(counts["ready"])
+    # Nothing new: it is told so without the rows, and the page says that it heard.
+    moment = page.locator("#asof").inner_text()
+    with page.expect_response("**/rows.json") as heard:
+        page.clock.fast_forward(AGAIN)
+    assert heard.value.status == 304
+    expect(page.locator("#asof")).not_to_have_text(moment)
+    expect(page.locator("#asof")).to_have_text(re.compile(r"as of \d\d:\d\d:\d\d"))
+    page.evaluate("window.asked = window.fetch; window.fetch = () => Promise.reject(new Error('away')); 0")
+    page.clock.fast_forward(AGAIN)
+    expect(page.locator("#asof")).to_have_text(re.compile(r"no answer since \d\d:\d\d:\d\d"))
+    # The daemon was upgraded: what it sends is for another script.
+    page.evaluate("window.fetch = window.asked; 0")
+    page.route("**/rows.json", lambda route: route.fulfill(json={"script": "another", "tag": "x"}))
+    with page.expect_event("load"):
+        page.clock.fast_forward(AGAIN)
+    assert page.evaluate("typeof window.asked") == "undefined"
 
 
 def test_by_keyboard(served: Served, visit: Open) -> None:
@@ -193,7 +260,17 @@ def test_contrast_in_light_and_dark(served: Served, visit: Open, scheme: str) ->
     page = visit(served.url, color_scheme=scheme)
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(20, 23, 26)") is (scheme == "dark")
-    kinds = ["h1", ".told span", ".role", ".problems summary", "#found", ".hint", "thead button", f"{ROWS} a"]
+    kinds = [
+        "h1",
+        ".told span",
+        ".role",
+        ".problems summary",
+        "#found",
+        "#asof",
+        ".hint",
+        "thead button",
+        f"{ROWS} a",
+    ]
     kinds += [f"button[data-state={one}]" for one in ("ready", "stale", "failed", "building", "pending")]
     for kind in kinds:
         assert page.locator(kind).first.evaluate(LUMINANCE) >= 4.5, kind
@@ -201,9 +278,10 @@ def test_contrast_in_light_and_dark(served: Served, visit: Open, scheme: str) ->
 
 def test_without_javascript(served: Served, visit: Open) -> None:
     """Where no script runs every environment stands in a plain table, with its error and its logs."""
+    served.index = many(count := 200)
     page = visit(served.url, java_script_enabled=False)
     rows = page.locator("table.plain tbody tr")
-    assert rows.count() == COUNT + 1
+    assert rows.count() == count + 1
     assert f"build-failed: {NEEDLE} {HTML}" in rows.last.inner_text()
     assert page.locator("#app").is_hidden()
     assert rows.last.get_by_role("link", name="failure").get_attribute("href") == "logs/failures/zz/last"
@@ -263,6 +341,28 @@ def test_logs_are_of_the_index_and_bounded(served: Served, tmp_path: Path) -> No
         assert served.get(f"/logs/{path}")[0] == 404, path
 
 
+@pytest.mark.parametrize("part", ["first", "last"])
+def test_a_cut_shows_no_half_of_a_credential(served: Served, part: str) -> None:
+    """Wherever the cut of a long log falls in one, nothing of it is shown, not even of a line without an end."""
+    name = next(one.serving for one in served.index.entries.values() if one.serving)
+    log = served.root.closure(str(name)) / "build.log"
+    hide(secret := "ZQ" * 600)
+    url = f"https://{'QZ' * 600}@index.example/"
+    size = looking._FIRST + looking._LAST + 5 * looking._MARGIN
+    where = looking._FIRST if part == "first" else size - looking._LAST - looking._MARGIN
+    cuts = (where, where + looking._MARGIN)
+    for text in (secret, url):
+        for at in (cut - back for cut in cuts for back in range(-1, len(text) + 2, 240)):
+            log.write_bytes((b"x" * at + text.encode()).ljust(size, b"y"))
+            shown = looking.read_log(log)
+            assert "QZQ" not in shown
+            assert "bytes left out" in shown
+            assert len(shown) > looking._FIRST + looking._LAST - 3000
+    log.write_text(f"short {secret} {url}")
+    assert looking.read_log(log) == "short *** https://***@index.example/"
+    log.unlink()
+
+
 def test_a_hung_nas_holds_up_one_log(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the NAS hangs a log says so in time, more of them at once, and everything else answers as ever."""
     back, begun = threading.Event(), threading.Semaphore(0)
@@ -305,8 +405,15 @@ def test_packed_and_made_once(served: Served) -> None:
     packed = served.get("/", **{"Accept-Encoding": "gzip"})[1]
     assert gzip.decompress(packed) == plain == served.get("/")[1]
     assert len(packed) < len(plain) / 5
+    # Whoever has it is told so, by the same tag for the page and for what an open one asks.
+    tag = re.search(r'"tag":"(W/[^,]+)","', plain.decode())
+    known = {"If-None-Match": tag[1].replace('\\"', '"')} if tag else {}
+    assert served.get("/rows.json", **known) == served.get("/", **known) == (304, b"")
+    assert len(json.loads(served.get("/rows.json")[1])["rows"]) == COUNT + 1
     served.index = Index("d" * 40, 4218, served.index.published_at, {})
     assert b"sequence 4218" in served.get("/")[1]
+    status, rows = served.get("/rows.json", **known)
+    assert (status, json.loads(rows)["rows"]) == (200, [])
 
 
 def test_sizes_do_not_wait_for_the_nas(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ import pytest
 
 from envfabric.build.interpreters import Interpreter
 from envfabric.build.preflight import Cluster, choose
-from envfabric.build.pythons import Sources, listed
+from envfabric.build.pythons import NotHere, Sources, listed
+from envfabric.build.scope import Scope
 from envfabric.core.errors import Reason, SpecError
 from envfabric.specs.policy import Policy
 from envfabric.specs.spec import PythonRequest, read_spec
@@ -24,6 +25,7 @@ from envfabric.store.root import Root
 from pythons.conftest import Open
 from pythons.mirror import KEY, MINOR, VERSION, Served, write_list
 from support.another_user import as_another_user, let_others_in
+from support.children import uv_children
 from support.fabric import BASE_PYTHON
 
 WISH = PythonRequest(MINOR, "", "spec")
@@ -91,6 +93,10 @@ def test_installed_once_sealed_and_for_everybody(
     # By this name of the file: a distribution's own Python reads another.
     (built,) = library.glob("_sysconfigdata__linux_*.py")
     assert re.findall(r"""["']prefix["']: ["']([^"']*)""", built.read_text()) == [str(home.resolve())]
+    linked = (home / f"lib/pkgconfig/python-{MINOR}.pc").read_text()
+    assert linked.splitlines()[0] == "prefix=${pcfiledir}/../.."
+    script = [home.resolve() / f"bin/idle{MINOR}"]
+    assert subprocess.run(script, capture_output=True, text=True, check=True).stdout == "idle\n"
     assert f"# code object from '{library}/json/__pycache__/decoder" in traced.stderr
     assert not [line for line in traced.stderr.splitlines() if line.startswith("# wrote")]
 
@@ -125,22 +131,19 @@ def test_a_record_outlives_newer_patches(open_with: Open, root: Root) -> None:
     assert known[first.path]["requests"] == [f"{MINOR}|"]
     assert known[facts["path"]]["requests"] == [f"{MINOR}.99|"]
     assert all(one["managed"] and one["present"] and one["closures"] == 0 for one in known.values())
+    # What lies there by hand stays until a hand removes it.
+    assert known[first.path]["brought"] and not known[facts["path"]]["brought"]
 
 
-@pytest.mark.parametrize(
-    ("code", "reason"), [(errno.ENOSPC, Reason.NO_SPACE), (errno.EIO, Reason.STORE)], ids=["full", "lost"]
-)
-def test_what_fails_at_the_last_step_leaves_nothing(
-    open_with: Open, root: Root, code: int, reason: Reason
-) -> None:
-    """A disk that is full, or gone, when the finished Python is put in place: nothing is there, and it is told."""
+def test_what_fails_at_the_last_step_leaves_nothing(open_with: Open, root: Root) -> None:
+    """A NAS that is gone when the finished Python is put in place: nothing is there, and it is told."""
 
     def step(operation: str, path: Path) -> None:
         if operation == "rename" and path.parent == root.pythons:
-            raise OSError(code, os.strerror(code), str(path))
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
     error = refusal(open_with(files=Files(step)))
-    assert error.reason is reason and error.reason.passing
+    assert error.reason is Reason.STORE and error.reason.passing
     assert nothing_is_there(root)
 
 
@@ -160,6 +163,29 @@ def test_mirror_that_has_it_not(open_with: Open, root: Root, archive: Path, runs
     assert nothing_is_there(root)
 
 
+def test_mirror_that_hangs(open_with: Open, root: Root, archive: Path, tmp_path: Path) -> None:
+    """It is given up when the step's time is over, uv is ended with it, and the next to ask need not wait as long."""
+    with Served(archive).running() as served:
+        listed = write_list(tmp_path, f"http://{served.host}/{archive.name}", "0" * 64)
+        interpreters = open_with(sources=Sources(json_url=str(listed)))
+        with pytest.raises(NotHere) as missing:
+            interpreters.choose(WISH, here=True)
+        assert missing.value.what == ""
+        interpreters.bring("")
+        with pytest.raises(NotHere) as missing:
+            interpreters.choose(WISH, here=True)
+        assert missing.value.what == KEY and served.asked == []
+        with Scope(f"installing {KEY}", 3.0).entered():
+            error = refusal(interpreters)
+        assert error.reason is Reason.TIMEOUT and error.reason.passing
+        assert f"installing {KEY} ran longer than 3 s and was ended, during uv python" in error.message
+        assert f"See whether {listed} answers." in error.message
+        assert uv_children(os.getpid(), "python") == []
+        asked = len(served.asked)
+        assert refusal(interpreters) is error and len(served.asked) == asked
+    assert nothing_is_there(root)
+
+
 def test_mirror_as_a_folder_is_checked_by_uv(open_with: Open, root: Root, tmp_path: Path) -> None:
     """A copied release, `<tag>/<file>` below a file:// mirror, is taken only with the hash that uv knows."""
     interpreters = open_with(sources=Sources(mirror=f"file://{tmp_path}/mirror"))
@@ -175,11 +201,15 @@ def test_mirror_as_a_folder_is_checked_by_uv(open_with: Open, root: Root, tmp_pa
 
 
 def test_archive_that_was_changed(open_with: Open, root: Root, archive: Path, tmp_path: Path) -> None:
-    """An archive that has not the hash of the list is refused, and nothing of it stays."""
+    """An archive that has not the hash of the list is refused with both, and nothing of it stays."""
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     other = write_list(tmp_path, archive.as_uri(), digest[::-1])
     error = refusal(open_with(sources=Sources(json_url=str(other))))
-    assert error.reason is Reason.BUILD_FAILED and "Hash mismatch" in error.message
+    assert error.reason is Reason.BUILD_FAILED and not error.reason.passing
+    assert (
+        f"{other}: the archive there has the SHA-256 {digest}, and {digest[::-1]} is expected"
+        in error.message
+    )
     assert nothing_is_there(root)
 
 
@@ -207,6 +237,19 @@ def test_cluster_python_is_waited_for(open_with: Open, tmp_path: Path) -> None:
     assert caught.value.reason is Reason.FETCH
     # A mirror that answers, and has no such version, is another matter: Ray runs with another patch.
     assert choose(spec, open_with(allowed=[BASE_PYTHON]), cluster).version == VERSION
+
+
+def test_what_is_here_is_not_waited_for(open_with: Open, root: Root) -> None:
+    """A look at what is here waits for nobody who has the list, or the same Python, asked for anew."""
+    pythons = open_with()._pythons
+    assert pythons is not None
+    pythons.offered()
+    (root.pythons / KEY / "bin").mkdir(parents=True)
+    (root.pythons / KEY / "bin/python3").symlink_to(BASE_PYTHON)
+    # Who waits here would wait for itself: the scope ends that.
+    with pythons._turn(""), pythons._turn(KEY), Scope("a look", 5.0).entered():
+        assert pythons.offered(here=True)[VERSION] == KEY
+        pythons.install(KEY, here=True)
 
 
 def test_a_python_that_nodes_cannot_reach(open_with: Open, root: Root, tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 import contextlib
 import http.client
 import json
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from envfabric.index.document import Entry, Failure, Index, to_json
 from envfabric.service.http import LOOP_BOUND, HttpServer, Shown, accepts_gzip, is_near
 from envfabric.service.page import page
 from envfabric.service.settings import Settings, address
+from envfabric.service.watchdog import Wait
 from envfabric.specs.tree import Problem
 from envfabric.store.root import Root
 from envfabric.telemetry.metrics import Metrics
@@ -43,10 +46,13 @@ class Served:
     metrics: Metrics = field(default_factory=Metrics)
     index: Index | None = INDEX
     heartbeat: Callable[[], float] = time.monotonic
+    wait: Wait | None = None
     server: HttpServer = field(init=False)
 
     def __post_init__(self) -> None:
-        shown = Shown(ROOT, self.metrics, lambda: self.index, lambda: self.heartbeat())
+        shown = Shown(
+            ROOT, self.metrics, lambda: self.index, lambda: self.heartbeat(), wait=lambda: self.wait
+        )
         self.server = HttpServer("127.0.0.1", 0, shown)
 
     def ask(self, path: str, method: str = "GET") -> tuple[int, dict[str, str], str]:
@@ -73,6 +79,7 @@ def served(server: Served) -> Served:
     """The server, showing an index and a loop that is alive."""
     server.index = INDEX
     server.heartbeat = time.monotonic
+    server.wait = None
     return server
 
 
@@ -118,6 +125,25 @@ def test_health_is_the_loops(served: Served, age: float, status: int) -> None:
         assert served.ask("/healthz")[0] == status
 
 
+def test_health_tells_what_the_loop_waits_for(served: Served) -> None:
+    """A wait that was declared is fine up to its end, and told with its times: a NAS that is away is not hidden."""
+    clock = time.monotonic()
+    served.wait = Wait("opening /mnt/nas", clock - 300, clock + 600)
+    status, _, body = served.ask("/healthz")
+    assert status == 200
+    found = re.fullmatch(
+        r"last round 30\d\.\d s ago: opening /mnt/nas; since (\S+Z), allowed until (\S+Z)\n", body
+    )
+    assert found
+    since, until = map(datetime.fromisoformat, found.groups())
+    assert abs((until - since).total_seconds() - 900) <= 1
+    assert since < datetime.now(UTC) < until
+    served.wait = Wait("opening /mnt/nas", clock - 901, clock - 1)
+    status, _, body = served.ask("/healthz")
+    assert status == 503
+    assert "opening /mnt/nas" in body
+
+
 def test_ready_once_something_is_published(served: Served) -> None:
     """/readyz and /index.json have nothing before the first publication, and the index from then on."""
     served.index = None
@@ -143,7 +169,7 @@ def test_only_reading_is_allowed(served: Served, path: str, method: str) -> None
     assert served.ask(path, method)[0] == 405
 
 
-@pytest.mark.parametrize("path", ["/", "/index.json", "/healthz", "/readyz", "/nowhere"])
+@pytest.mark.parametrize("path", ["/", "/rows.json", "/index.json", "/healthz", "/readyz", "/nowhere"])
 def test_head_answers_like_get(served: Served, path: str) -> None:
     """HEAD has the status and the headers of GET."""
     status, headers, _ = served.ask(path)
@@ -153,7 +179,9 @@ def test_head_answers_like_get(served: Served, path: str) -> None:
     assert {name: head_headers[name] for name in kept} == {name: headers[name] for name in kept}
 
 
-@pytest.mark.parametrize("path", ["/", "/index.json", "/healthz", "/readyz", "/metrics", "/nowhere"])
+@pytest.mark.parametrize(
+    "path", ["/", "/rows.json", "/index.json", "/healthz", "/readyz", "/metrics", "/nowhere"]
+)
 @pytest.mark.parametrize("published", [True, False])
 def test_head_is_get_without_its_body(served: Served, path: str, published: bool) -> None:
     """HEAD of every address has GET's status and headers, and not a byte after them."""
@@ -180,7 +208,7 @@ def raw_answer(served: Served, method: str, path: str) -> tuple[str, dict[str, s
     return status, {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}, body
 
 
-@pytest.mark.parametrize("path", ["/", "/index.json", "/healthz", "/readyz"])
+@pytest.mark.parametrize("path", ["/", "/rows.json", "/index.json", "/healthz", "/readyz"])
 def test_answers_are_not_kept_or_guessed(served: Served, path: str) -> None:
     """No answer is cached, its type is not guessed, and nothing on a page may run."""
     headers = served.ask(path)[1]

@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 
 from envfabric.index.document import Entry, Index
+from envfabric.service.daemon import Daemon
 from envfabric.service.notify import Notifier, status
 from envfabric.service.watchdog import Watchdog, summary
+from envfabric.store.closures import Closures
+from envfabric.store.files import Files
+from envfabric.store.root import Root
+from faults_of_disk.inside import daemon, surroundings
+from store.small_venv import build
+from support.fabric import Fabric
 
 
 @pytest.fixture
@@ -80,6 +87,25 @@ def test_a_declared_wait_counts_up_to_its_bound(
     assert "WATCHDOG=1" not in told(channel, watch)
 
 
+def test_a_wait_that_gets_on_is_prolonged(channel: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is long and gets on is told as one wait since its beginning; each step may take a wait's time anew."""
+    clock = Clock(monkeypatch)
+    watch = Watchdog(Notifier(), lambda: "writing")
+    watch.declare("opening /mnt/nas", 1000)
+    for percent in (10, 20, 30):
+        clock.now += 900
+        watch.advance(f"counting: {percent} %", 1000)
+    clock.now += 900
+    assert "WATCHDOG=1" in (lines := told(channel, watch))
+    assert "STATUS=counting: 30 %, for 3600 s" in lines
+    assert watch.wait == ("counting: 30 %", 1000.0, clock.now + 100)
+    clock.now += 100 + 301
+    assert "WATCHDOG=1" not in told(channel, watch)
+    watch.beat()
+    watch.advance("counting: 0 %", 1000)
+    assert watch.wait == ("counting: 0 %", clock.now, clock.now + 1000)
+
+
 def test_a_start_that_waits_asks_for_more_time(
     channel: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +121,28 @@ def test_a_start_that_waits_asks_for_more_time(
     notifier.tell("READY=1")
     channel.recv(4096)
     assert not [line for line in told(channel, watch) if line.startswith("EXTEND")]
+
+
+def test_a_start_that_counts_the_store_gets_on(fabric: Fabric) -> None:
+    """A ROOT whose closures have to be counted, as a copy's have: the daemon tells with each how far it is."""
+    fabric.init()
+    root = Root(fabric.root)
+    for digest in ("d1", "d2", "d3"):
+        build(Closures(root, Files()), root, digest)
+    fabric.repo.spec("wf/a", table='[tool.envfabric]\nvalidate = "no such word"')
+    fabric.repo.commit()
+    told: list[str] = []
+
+    def step(operation: str, path: Path) -> None:
+        wait = begun[0]._watchdog.wait if begun else None
+        if wait is not None and path.parent == root.state / "usage":
+            told.append(wait.what)
+
+    begun: list[Daemon] = []
+    with surroundings(fabric):
+        begun.append(daemon(fabric, step))
+        begun[0].run_once()
+    assert list(dict.fromkeys(told)) == [f"counting what the store takes: {one} %" for one in (0, 33, 66)]
 
 
 def test_its_thread_tells_until_it_is_closed(channel: socket.socket) -> None:

@@ -76,6 +76,17 @@ def test_what_goes_is_renamed_first_and_deleted_when_trash_is_old(world: World) 
     assert_whole(world.root.closure(C))
 
 
+def test_what_may_not_be_moved_keeps_nothing_else(world: World) -> None:
+    """A folder of another user in store/ stays, with the reason, and the rest goes."""
+
+    def refuse() -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(world.root.closure(A)))
+
+    done = world.collect(at("rename", into_trash(world.root, A), refuse), trash_age=0)
+    assert done.removed == [B] and world.stored() == {A, C}
+    assert done.kept[A] == ("Permission denied: it belongs to another user",)
+
+
 def test_without_an_age_trash_is_emptied_by_the_same_run(world: World) -> None:
     """No clock tick between the plan and the renames keeps it."""
     done = world.collect(trash_age=0)

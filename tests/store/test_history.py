@@ -135,6 +135,40 @@ def test_trail_that_is_away_for_long_is_bounded(root: Root) -> None:
     assert [one["number"] for one in lines(root)] == list(range(50, WAITING + 50))
 
 
+def test_failures_that_say_the_same_again_go_first(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a NAS is away for long and every try fails again, orders and what was served are kept, and each spec's
+    first failure; of the repeated ones the newest go."""
+    monkeypatch.setattr(store_history, "WAITING", 12)
+    broken = True
+
+    def step(operation: str, path: Path) -> None:
+        if broken:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+
+    history = History(root, Files(step))
+    history.note("order", command="rollback")
+    for attempt in range(50):
+        for spec in ("wf/a", "wf/b", "wf/c"):
+            history.note("failed", spec=spec, commit="c1", reason="store", attempt=attempt)
+        history.flush()
+        history.note("serves", spec="wf/d", generation=attempt) if attempt < 3 else None
+    history.note("failed", spec="wf/a", commit="c2", reason="store", attempt=0)
+    history.flush()
+    broken = False
+    history.flush()
+    told = [(one["event"], one.get("spec"), one.get("commit"), one.get("attempt")) for one in lines(root)]
+    assert len(told) == 12
+    assert told[0][0] == "order"
+    assert [one for one in told if one[0] == "serves"] == [("serves", "wf/d", None, None)] * 3
+    first = [("failed", spec, "c1", 0) for spec in ("wf/a", "wf/b", "wf/c")]
+    assert [one for one in told if one[0] == "failed"] == [
+        *first,
+        *(("failed", spec, "c1", 1) for spec in ("wf/a", "wf/b", "wf/c")),
+        ("failed", "wf/a", "c1", 2),
+        ("failed", "wf/a", "c2", 0),
+    ]
+
+
 def test_line_that_was_cut_takes_no_other_with_it(root: Root) -> None:
     """What a crash or a full disk has cut off is read over; what is appended after it stands in lines of its own."""
     history = History(root, Files())

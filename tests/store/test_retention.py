@@ -522,8 +522,8 @@ def test_a_plan_costs_one_look_at_each_spec(world: World, monkeypatch: pytest.Mo
         first, second = (operations.during(retention.plan) for _ in range(2))
         counts.append((len(first), len(second)))
         assert not any(what != "stat" for what, path in second if path.startswith("generations/wf-0/"))
-    # For each of 20 more: a stamp, a listing and a link; and then the stamp alone.
-    assert (counts[1][0] - counts[0][0], counts[1][1] - counts[0][1]) == (60, 20)
+    # For each of 20 more: a stamp, a listing, a link and the first bytes of two files; and then the stamp alone.
+    assert (counts[1][0] - counts[0][0], counts[1][1] - counts[0][1]) == (100, 20)
 
 
 def test_a_collection_reads_nothing_twice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -548,6 +548,64 @@ def test_a_collection_reads_nothing_twice(world: World, monkeypatch: pytest.Monk
     again = {one for one, times in counted.items() if times > 1 and not one[1].startswith("state/left")}
     assert {path for _, path in again} == {world.root.marker.name}
     assert counted["listdir", "leases"] == counted["listdir", "state/pins"] == 1
+
+
+def newer(world: World, spec_id: str, number: int) -> Path:
+    """A generation's file in the form of a release to come."""
+    path = Generations(world.root, Files()).folder(spec_id, number) / "metadata.json"
+    text = path.read_text().replace('"schema": 1', '"schema": 2', 1)
+    path.unlink()
+    path.write_text(text)
+    return path
+
+
+def test_a_generation_that_is_not_understood_holds_every_closure(world: World) -> None:
+    """What it needs is not known: no closure goes and none of its spec's generations; those of others do, and all that
+    waited goes with the next plan once it is away."""
+    for spec_id in ("wf/a", "wf/b"):
+        world.generation(spec_id, A, days=400)
+        world.serve(spec_id, None, world.generation(spec_id, B, days=300))
+    path = newer(world, "wf/a", 1)
+    retention = world.retention(generations=1)
+    plan = retention.plan()
+    assert (plan.remove, plan.drop) == ([], [("wf/b", 1)])
+    assert plan.held == (
+        f"what a generation uses is not known: {path} is of a newer version (schema 2, known: 1); use the release that "
+        "wrote it"
+    )
+    world.closure("c" * 40)
+    assert retention.plan().kept["c" * 40] == (plan.held,)
+    # What is dropped meanwhile changes nothing of that.
+    assert retention.after(plan, plan.drop).remove == []
+    Files().remove_tree(path.parent)
+    plan = retention.plan()
+    assert plan.held is None
+    assert plan.remove == [A, "c" * 40]
+
+
+def test_a_generation_that_can_not_be_read_holds_every_closure(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of a newer form; one whose file is gone or spoilt says nothing, and holds nothing."""
+    world.generation("wf/a", B)
+    world.serve("wf/a", B, 1)
+    path = Generations(world.root, Files()).folder("wf/a", 1) / "metadata.json"
+    real = Path.open
+
+    def unreadable(self: Path, *arguments: Any, **named: Any) -> Any:
+        if self == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(self, *arguments, **named)
+
+    with monkeypatch.context() as context:
+        context.setattr(Path, "open", unreadable)
+        held = world.plan()
+    assert held.remove == []
+    assert "Permission denied" in str(held.held)
+    path.unlink()
+    assert world.plan().remove == [A]
+    path.write_text("{")
+    assert world.plan().remove == [A]
 
 
 def test_a_generation_that_came_since_the_last_collection_is_seen(world: World) -> None:

@@ -191,7 +191,7 @@ class Filling:
             if job.order.raced:
                 self._remove_strays(staging)
         with phases.of("validate"):
-            check_set(closure, staging.venv)
+            check_set(closure, staging.venv, job.log)
         with phases.of("seal"):
             inventory = self._take_inventory(staging)
             taken = sum(inventory.inodes.values())
@@ -238,7 +238,9 @@ class Filling:
             "--python",
             closure.interpreter.path,
         ]
-        self._run(job, staging, "making the environment", [*venv, str(staging.venv)])
+        # Where uv finds its own folder it links by a minor version's link, which leads to another patch one day.
+        nowhere = {"UV_PYTHON_INSTALL_DIR": str(staging.folder / "no-pythons")}
+        self._run(job, staging, "making the environment", [*venv, str(staging.venv)], extra=nowhere)
         check_base(closure, staging.venv)
         skeleton = take_skeleton(staging.venv)
         sync = sync_arguments(closure.interpreter)
@@ -250,7 +252,7 @@ class Filling:
             known = self._uv.environment(fleet=True)
             home = backend_home(self._files, staging.folder / "home", known)
         sync += build_arguments(built)
-        self._run(job, staging, f"installing {recipe.spec}", sync, project.registries, home)
+        self._run(job, staging, f"installing {recipe.spec}", sync, project.registries, extra=home)
         check_skeleton(staging.closure, skeleton)
 
     def _run(
@@ -260,7 +262,7 @@ class Filling:
         doing: str,
         arguments: list[str],
         indexes: Iterable[str] = (),
-        home: Mapping[str, str] | None = None,
+        extra: Mapping[str, str] | None = None,
     ) -> None:
         known = self._uv.environment(fleet=True).get("UV_INDEX", "").split()
         # One that would not be read as one address is left out; it shares less.
@@ -275,7 +277,7 @@ class Filling:
                 # uv looks for a wheel in its cache only under indexes that it is told of, whatever the lock says,
                 # and would fetch and unpack it anew for each build where an index forbids to keep its answers.
                 "UV_INDEX": " ".join([*known, *plain]),
-                **(home or {}),
+                **(extra or {}),
             },
             room=Room(self._uv.root.path, job.recipe.max_bytes),
         )

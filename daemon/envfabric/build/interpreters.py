@@ -1,10 +1,12 @@
 """Which interpreter a request means: chosen once, exact version and path, recorded under ROOT.
 
 A request such as '3.11' could follow every upgrade, and PATH decides differently for each user. So
-the first choice is written to state/pythons/ and holds until that interpreter is gone. What is missing is brought to
-ROOT/pythons by pythons.py, where the settings allow it.
+the first choice is written to state/pythons/ and holds until that interpreter is gone: ROOT, or a file, that can't be
+read now is no reason to choose again. What is missing is brought to ROOT/pythons by pythons.py, where the settings
+allow it.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,14 +24,16 @@ from packaging.version import InvalidVersion, Version
 
 from envfabric.build.pythons import Pythons
 from envfabric.build.uv import Uv, failure
-from envfabric.core.errors import Reason, SpecError
+from envfabric.core.errors import Reason, SpecError, StoreError
 from envfabric.specs.spec import PythonRequest
 from envfabric.store.files import Files
 from envfabric.store.root import Root, now
 from envfabric.telemetry import logs
 
 _LIST_AGE = 60.0
-"""Seconds after which a new request looks again for interpreters that were installed meanwhile."""
+"""Seconds after which a new request looks again for interpreters that were installed meanwhile, or at one that hung."""
+_START_LIMIT = 30
+"""Seconds that an interpreter may take to say what it is."""
 
 # Run in a base interpreter, without site: nothing of a package is executed.
 _FACTS = """
@@ -110,11 +114,14 @@ class Interpreters:
         self._chosen: dict[str, Interpreter] = {}
         self._all: list[Interpreter] | None = None
         self._listed_at = 0.0
+        self._hung: dict[str, float] = {}
 
-    def choose(self, request: PythonRequest) -> Interpreter:
-        """The interpreter for a request.
+    def choose(self, request: PythonRequest, *, here: bool = False) -> Interpreter:
+        """The interpreter for a request; `here`: no mirror and no list of downloads is waited for.
 
-        Raises `SpecError`: unresolvable where none fits, and what `Pythons.install` does; and `Stopped`.
+        Raises `SpecError`: unresolvable where none fits, and what `Pythons.install` does; `Stopped`; and with `here`
+        `NotHere`, which says what `bring` is to bring. `StoreError` and `OSError` where what the request was fixed to
+        can't be looked at, or does not start: another one would be kept for good.
         """
         key = f"{request.text or self._default + '?'}|{request.requires}"
         if key in self._chosen:
@@ -123,11 +130,43 @@ class Interpreters:
         found = self._look(key, request, missing=self._pythons is not None)
         if found is None and self._pythons is not None:
             # Without the lock, too: a download takes minutes, and others may need none.
-            self._bring(request, self._pythons)
+            offered = self._pythons.offered(here=here)
+            if fitting := self._fitting(request, offered):
+                # The newest, if it can be had at all.
+                self.bring(offered[max(fitting, key=Version)], here=here)
             found = self._look(key, request, missing=False)
         if found is None:
             raise self._unresolvable(request)
         return found
+
+    def bring(self, what: str, *, here: bool = False) -> None:
+        """Has a download in ROOT/pythons, or with "" the list of them at hand. Raises as `choose` does."""
+        if self._pythons is None:
+            return
+        if not what:
+            self._pythons.offered()
+            return
+        self._pythons.install(what, here=here)
+        with self._lock:
+            self._all = None
+
+    def gone(self, path: str | Path) -> bool:
+        """Whether a file, an interpreter or a record, is not there any more, for certain.
+
+        Raises `OSError` where that can't be told, and `StoreError` where ROOT is away.
+        """
+        if not _absent(path):
+            return False
+        self._root.require_marker()
+        # Once more: the first look may have met a NAS that was away and is back.
+        return _absent(path)
+
+    def forget(self, gone: Interpreter) -> None:
+        """One that was chosen is `gone`: its requests are fixed anew."""
+        with self._lock:
+            for key in [key for key, one in self._chosen.items() if one.path == gone.path]:
+                del self._chosen[key]
+            self._all = None
 
     def _look(self, key: str, request: PythonRequest, *, missing: bool) -> Interpreter | None:
         """The request's interpreter, fixed from now on; None where none is here.
@@ -158,30 +197,61 @@ class Interpreters:
                 self._chosen[key] = recorded
             return self._chosen[key]
 
-    def _bring(self, request: PythonRequest, pythons: Pythons) -> None:
-        """Has the newest version that the request allows below ROOT/pythons, where it can be had at all."""
-        offered = pythons.offered()
-        fitting = self._fitting(request, offered)
-        if fitting:
-            pythons.install(offered[max(fitting, key=Version)])
-            with self._lock:
-                self._all = None
-
     def _record(self, key: str) -> Path:
         return self._root.state / "pythons" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
     def _recorded(self, key: str) -> Interpreter | None:
+        """What a request is fixed to; None where it is open.
+
+        Raises `StoreError` and `OSError` where that can't be told.
+        """
+        record = self._record(key)
+        if self.gone(record):
+            return None
         try:
-            raw = json.loads(self._record(key).read_bytes())
-            recorded = Interpreter(**{name: raw[name] for name in Interpreter.__slots__})
-        except (OSError, ValueError, KeyError, TypeError):
+            raw = json.loads(record.read_bytes())
+            recorded = Interpreter(**{name: str(raw[name]) for name in Interpreter.__slots__})
+        except (ValueError, KeyError, TypeError):
             return None
         # Upgraded in place, removed, or no longer on the settings' list: the record does not hold.
-        if (self._allowed or self._only_managed) and recorded.path not in {
-            one.path for one in self._available()
-        }:
+        if not self._on_the_list(recorded.path) or self.gone(recorded.path):
             return None
-        return recorded if inspect(recorded.path) == recorded else None
+        return recorded if self._ask(recorded.path, record) == recorded else None
+
+    def _on_the_list(self, path: str) -> bool:
+        """Whether the settings allow an interpreter, whatever becomes of it when it is started."""
+        own = self._root.pythons
+        # Strictly: one that can't be read has no real path, and nothing would lie below it.
+        if not self.gone(own) and Path(path).is_relative_to(os.path.realpath(own, strict=True)):
+            return True
+        if self._only_managed or not self._allowed:
+            return not self._only_managed
+        # The first runs none of them.
+        listed = {os.path.realpath(one) for one in self._candidates()}
+        return path in listed or path in {one.path for one in self._available()}
+
+    def _ask(self, path: str, record: Path) -> Interpreter:
+        """What the interpreter of a record says of itself. Raises `StoreError` where it is there and does not start."""
+        try:
+            if time.monotonic() < self._hung.get(path, 0.0):
+                # A thousand specs that ask for it don't each wait for it.
+                raise subprocess.TimeoutExpired(path, _START_LIMIT)
+            return _asked(path)
+        except _NO_ANSWER as error:
+            why = f"it says nothing that can be understood: {error!r}"
+            if isinstance(error, OSError):
+                why = str(error.strerror or error)
+            elif isinstance(error, subprocess.TimeoutExpired):
+                if time.monotonic() >= self._hung.get(path, 0.0):
+                    self._hung[path] = time.monotonic() + _LIST_AGE
+                why = f"no answer within {_START_LIMIT} s"
+            elif isinstance(error, subprocess.CalledProcessError):
+                said = (error.stderr or "").strip().splitlines()
+                why = f"exit code {error.returncode}" + (f": {said[-1]}" if said else "")
+            raise StoreError(
+                f"{path} is there and does not start ({why}). {record} fixes requests to it, and it is tried again by "
+                "itself. Mend it; or remove that file, and another one is chosen."
+            ) from error
 
     def _pick(self, request: PythonRequest) -> Interpreter | None:
         fitting = self._fitting(request, (one.version for one in self._available()))
@@ -233,8 +303,11 @@ class Interpreters:
         return self._all
 
     def _candidates(self) -> list[str]:
+        if _absent(self._root.pythons):
+            # A NAS that is away has none, and this list is kept for a while.
+            self._root.require_marker()
         # What begins with a dot is being unpacked, by a uv that somebody runs by hand.
-        own = sorted(map(str, self._root.pythons.glob("[!.]*/bin/python3")))
+        own = sorted(map(str, _readable(self._root.pythons).glob("[!.]*/bin/python3")))
         if self._only_managed:
             return own
         if self._allowed:
@@ -249,22 +322,39 @@ class Interpreters:
         return list(dict.fromkeys(os.path.realpath(one["path"]) for one in json.loads(finished.stdout)))
 
 
+_NO_ANSWER = (OSError, subprocess.SubprocessError, ValueError, TypeError, InvalidVersion)
+"""What `_asked` raises."""
+
+
 def inspect(path: str) -> Interpreter | None:
     """What the interpreter at `path` says of itself, or None where it can't be run."""
     try:
-        out = subprocess.run(
-            [path, "-I", "-S", "-c", _FACTS],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=30,
-            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"},
-        ).stdout
-        found = Interpreter(**json.loads(out))
-        Version(found.version)
-    except (OSError, subprocess.SubprocessError, ValueError, TypeError, InvalidVersion):
+        return _asked(path)
+    except _NO_ANSWER:
         return None
+
+
+def _asked(path: str) -> Interpreter:
+    out = subprocess.run(
+        [path, "-I", "-S", "-c", _FACTS],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=_START_LIMIT,
+        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"},
+    ).stdout
+    found = Interpreter(**json.loads(out))
+    Version(found.version)
     return found
+
+
+def _absent(path: str | Path) -> bool:
+    """Whether there is no such file. Raises `OSError` where that can't be told."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    return False
 
 
 def _closed(path: str) -> str | None:
@@ -276,9 +366,17 @@ def _closed(path: str) -> str | None:
     return None
 
 
+def _readable(folder: Path) -> Path:
+    """A folder to search with `glob`, which takes one that can't be read for an empty one. Raises `OSError`."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+        os.listdir(folder)
+    return folder
+
+
 def _executables(path: Path) -> list[str]:
     if path.is_file():
         return [str(path)]
+    _readable(path)
     return sorted(
         str(one)
         for pattern in ("python3*", "bin/python3*", "*/bin/python3*")

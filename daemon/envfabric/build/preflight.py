@@ -30,25 +30,27 @@ class Cluster:
     """Its Python, in full."""
 
 
-def choose(spec: Spec, interpreters: Interpreters, cluster: Cluster) -> Interpreter:
+def choose(spec: Spec, interpreters: Interpreters, cluster: Cluster, *, here: bool = False) -> Interpreter:
     """The interpreter for a spec: where it requires Ray the cluster's own, else one of its minor, if its wish allows.
 
-    Raises `SpecError`: validation for one that does not go with the cluster, unresolvable where none fits.
+    `here`: no mirror is waited for. Raises `SpecError`: validation for one that does not go with the cluster,
+    unresolvable where none fits; and what `Interpreters.choose` does.
     """
     asked = spec.python
     if not spec.ray or cluster.python is None:
-        return interpreters.choose(asked)
+        return interpreters.choose(asked, here=here)
     missing: SpecError | None = None
     for wish in _wishes(asked, cluster.python):
         try:
-            return interpreters.choose(replace(asked, text=wish, origin="[ray] python in the settings"))
+            wanted = replace(asked, text=wish, origin="[ray] python in the settings")
+            return interpreters.choose(wanted, here=here)
         except SpecError as error:
             if error.reason.passing:
                 # The mirror does not answer: taking another version now would fix the spec to it for good.
                 raise
             missing = error
     try:
-        found = interpreters.choose(asked)
+        found = interpreters.choose(asked, here=here)
     except SpecError as error:
         raise missing or error from None
     other = not fits_python(spec, found.version, cluster)

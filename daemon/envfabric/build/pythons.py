@@ -22,11 +22,12 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 from envfabric.build.scope import current
-from envfabric.build.uv import Uv, failure
+from envfabric.build.uv import Finished, Uv, failure
 from envfabric.core.errors import Reason, SpecError, from_os_error
+from envfabric.store.bases import MARK
 from envfabric.store.closures import Staging
 from envfabric.store.files import Files
-from envfabric.store.root import Root
+from envfabric.store.root import Root, now
 from envfabric.store.sealing import sealed_mode
 from envfabric.telemetry import logs
 
@@ -48,6 +49,14 @@ class Sources:
     """A list of downloads in place of uv's own; a path, file:// or http(s)://."""
 
 
+class NotHere(Exception):
+    """A Python, or with "" the list of those that can be had, is yet to be brought: that may take minutes."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+
 class Pythons:
     """What brings interpreters to one ROOT. Safe for threads; other processes may do the same."""
 
@@ -64,29 +73,48 @@ class Pythons:
         self._uv = uv
         self._staging = staging
         self._sources = sources
-        self._lock = threading.Lock()
+        # By what is waited for: a mirror that hangs with one version holds up nobody who wants another.
+        self._locks: dict[str, threading.Lock] = {}
         self._offered: tuple[float, dict[str, str]] | None = None
         self._failed: dict[str, tuple[float, SpecError]] = {}
 
-    def offered(self) -> dict[str, str]:
+    def offered(self, *, here: bool = False) -> dict[str, str]:
         """The final releases of CPython for this platform that uv can get: its name for each, by version.
 
-        Raises `SpecError` (fetch) where the list can't be had, and `Stopped`.
+        `here`: only what was asked for a moment ago. Raises `SpecError` (fetch) where the list can't be had, `Stopped`,
+        and `NotHere`.
         """
-        with self._turn():
-            self._fail_again("")
-            if self._offered is None or time.monotonic() - self._offered[0] > _OFFER_AGE:
+        found = self._known()
+        if found is not None:
+            return found
+        if here:
+            raise NotHere("")
+        with self._turn(""):
+            found = self._known()
+            if found is None:
+                self._fail_again("")
                 with self._remembered(""):
-                    self._offered = time.monotonic(), self._ask()
-            return self._offered[1]
+                    found = self._ask()
+                # Its age begins now, however long it took: those who waited for it find it.
+                self._offered = time.monotonic(), found
+        return found
 
-    def install(self, key: str) -> None:
+    def _known(self) -> dict[str, str] | None:
+        """The list of downloads, while it is young enough."""
+        offered = self._offered
+        return offered[1] if offered and time.monotonic() - offered[0] <= _OFFER_AGE else None
+
+    def install(self, key: str, *, here: bool = False) -> None:
         """Has the interpreter that uv calls `key` below ROOT/pythons; does nothing where it is there.
 
-        Raises `SpecError` (fetch, no-space, store, timeout, …), the same one again for a minute or five times as long
-        as it took, and `Stopped`.
+        `here`: nothing is brought. Raises `SpecError` (fetch, no-space, store, timeout, …), the same one again for a
+        minute or five times as long as it took; `Stopped`; and `NotHere`.
         """
-        with self._turn():
+        if self._present(key):
+            return
+        if here:
+            raise NotHere(key)
+        with self._turn(key):
             if self._present(key):
                 return
             self._fail_again(key)
@@ -94,14 +122,15 @@ class Pythons:
                 self._install(key)
 
     @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
+    def _turn(self, what: str) -> Iterator[None]:
+        lock = self._locks.setdefault(what, threading.Lock())
         # A download takes minutes: who waits for another's must still end when its own step does.
-        while not self._lock.acquire(timeout=0.5):
+        while not lock.acquire(timeout=0.5):
             current().check("waiting for a Python that is being installed")
         try:
             yield
         finally:
-            self._lock.release()
+            lock.release()
 
     def _fail_again(self, what: str) -> None:
         # A thousand specs that ask for it don't each wait for the mirror that just did not answer.
@@ -114,11 +143,16 @@ class Pythons:
         try:
             yield
         except SpecError as error:
-            # Specs are looked into by few threads, and each that waits here is one less for others: a mirror that
+            # Pythons are asked for by few threads, and each that waits here is one less for others: a mirror that
             # hangs gets a sixth of their time.
             ended = time.monotonic()
-            self._failed[what] = ended + max(_OFFER_AGE, 5 * (ended - began)), error
-            raise
+            told = error
+            if error.reason is Reason.TIMEOUT:
+                # Said by what ended it, which does not know what it was waiting for.
+                more = f"{error.message} See whether {self._from()} answers."
+                told = SpecError(error.reason, more, error.output)
+            self._failed[what] = ended + max(_OFFER_AGE, 5 * (ended - began)), told
+            raise told from error
 
     def _present(self, key: str) -> bool:
         if not os.path.lexists(self._root.pythons / key):
@@ -151,6 +185,8 @@ class Pythons:
         return found
 
     def _install(self, key: str) -> None:
+        # With the place: where it is full, that is the disk to look at.
+        doing = f"installing {key} in {self._root.pythons}"
         try:
             with self._staging() as staging:
                 finished = self._uv.run(
@@ -161,10 +197,13 @@ class Pythons:
                     extra={**self._variables(), "UV_PYTHON_INSTALL_DIR": str(staging.closure)},
                 )
                 if finished.code != 0:
-                    raise failure(f"installing {key} from {self._from()}", finished, Reason.FETCH)
+                    raise _refusal(f"{doing} from {self._from()}", finished)
                 made, target = staging.closure / key, self._root.pythons / key
                 _move_paths(made, target)
                 self._compile(made, target, staging)
+                # By this the collector knows that it may go when nothing uses it: it can be brought again.
+                told = json.dumps({"schema": 1, "brought_at": now()}).encode()
+                self._files.write_new(made / MARK, told)
                 _seal(made)
                 # It may be on no disk yet, and after a power cut a name without content would be chosen.
                 self._files.flush(staging.descriptor, target)
@@ -177,7 +216,7 @@ class Pythons:
                     if error.errno not in {errno.EEXIST, errno.ENOTEMPTY} or not self._present(key):
                         raise
         except OSError as error:
-            raise from_os_error(error, f"installing {key}") from error
+            raise from_os_error(error, doing) from error
         logs.get().info("installed a python", python=str(target), seconds=round(finished.seconds, 1))
 
     def _compile(self, made: Path, target: Path, staging: Staging) -> None:
@@ -187,12 +226,16 @@ class Pythons:
         # time, which not every copy of a NAS keeps. A file that is no valid source, as tests of the compiler have,
         # makes the exit code 1 and does no harm.
         how = ("-f", "-q", "--invalidation-mode", "unchecked-hash", "-s", str(made), "-p", str(target))
-        self._uv.run_command(
+        finished = self._uv.run_command(
             [str(made / "bin/python3"), "-I", "-S", "-B", "-m", "compileall", *how, *map(str, found)],
             cwd=staging.project,
             hold=staging.descriptor,
             env={"PATH": os.defpath, "LC_ALL": "C.UTF-8"},
         )
+        for code in (errno.ENOSPC, errno.EDQUOT):
+            if finished.code != 0 and os.strerror(code) in finished.stdout:
+                # What is not compiled now never is.
+                raise OSError(code, os.strerror(code), str(target))
 
     def _variables(self) -> dict[str, str]:
         # Variables, not flags: an address may hold a password, and a command line is everybody's to read.
@@ -206,6 +249,19 @@ class Pythons:
     def _from(self) -> str:
         # What is said goes through `redact`, as every error does.
         return self._sources.mirror or self._sources.json_url or "the place that uv knows"
+
+
+def _refusal(doing: str, finished: Finished) -> SpecError:
+    """Why uv installed nothing."""
+    hashes = re.findall(r"\b[0-9a-f]{64}\b", finished.stderr)
+    if "Hash mismatch" not in finished.stderr or len(hashes) < 2:
+        return failure(doing, finished, Reason.FETCH)
+    return SpecError(
+        Reason.BUILD_FAILED,
+        f"{doing}: the archive there has the SHA-256 {hashes[1]}, and {hashes[0]} is expected: it is damaged or "
+        "another one, and nothing of it was installed. Put the right one there, then `envfabric retry ID`.",
+        finished.stderr,
+    )
 
 
 def _move_paths(made: Path, target: Path) -> None:
@@ -239,14 +295,16 @@ def _seal(made: Path) -> None:
 def listed(root: Root) -> list[dict[str, Any]]:
     """The interpreters that are below ROOT/pythons, that requests are fixed to, or that closures were made from.
 
-    Each with `path`, `version`, `managed` (below ROOT/pythons), `present`, the `requests` fixed to it, and the number
-    of `closures` in the store. Raises `OSError`.
+    Each with `path`, `version`, `managed` (below ROOT/pythons), `brought` (by a daemon, and collected when unused),
+    `present`, the `requests` fixed to it, and the number of `closures` in the store. Raises `OSError`.
     """
     found: dict[str, dict[str, Any]] = {}
 
     def entry(path: str, version: str) -> dict[str, Any]:
         managed = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root.pythons))
-        made = {"path": path, "version": version, "managed": managed, "present": os.access(path, os.X_OK)}
+        made: dict[str, Any] = {"path": path, "version": version, "managed": managed}
+        made["brought"] = managed and (Path(path).parents[1] / MARK).is_file()
+        made["present"] = os.access(path, os.X_OK)
         return found.setdefault(path, {**made, "requests": [], "closures": 0})
 
     for python in sorted(root.pythons.glob("[!.]*/bin/python3")):

@@ -306,7 +306,9 @@ def failure(doing: str, finished: Finished, otherwise: Reason) -> SpecError:
     told = [
         line.removeprefix("error:").removeprefix("cause:").strip()
         for line in lines
-        if not line.startswith(("warning:", "Using ", "hint:", "Resolved ", "Creating "))
+        if not line.startswith(
+            ("warning:", "Using ", "hint:", "Resolved ", "Creating ", "Downloading ", "Downloaded ")
+        )
     ]
     words = ": ".join(told)[:600] or f"uv ended with exit code {finished.code}"
     advice = {

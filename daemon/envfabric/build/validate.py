@@ -39,8 +39,9 @@ def check_interpreter(closure: Closure) -> None:
 
 def check_base(closure: Closure, venv: Path) -> None:
     """The new environment is made from the planned interpreter. Raises `SpecError` (validation)."""
-    base = (venv / "bin" / "python").resolve()
-    if base != Path(closure.interpreter.path).resolve():
+    planned, base = closure.interpreter.path, os.readlink(venv / "bin" / "python")
+    # By no other link than the planned one: what leads there today may lead elsewhere tomorrow.
+    if base not in {planned, os.path.realpath(planned)}:
         raise SpecError(
             Reason.VALIDATION,
             f"uv made the environment from {base}, not from {closure.interpreter.path}. It is tried again when the "
@@ -48,8 +49,8 @@ def check_base(closure: Closure, venv: Path) -> None:
         )
 
 
-def check_set(closure: Closure, venv: Path) -> None:
-    """What was installed is what was planned; no package code is run. Raises `SpecError`."""
+def check_set(closure: Closure, venv: Path, said: str = "") -> None:
+    """What was installed is what was planned; no package code is run. Raises `SpecError`, with what uv `said`."""
     installed = set()
     for info in venv.glob("lib/python*/site-packages/*.dist-info"):
         name, _, version = info.name.removesuffix(".dist-info").rpartition("-")
@@ -61,6 +62,7 @@ def check_set(closure: Closure, venv: Path) -> None:
             Reason.VALIDATION,
             f"the environment differs from its lock in {', '.join(odd)}. It is tried again when the spec changes; "
             "report it if it stays.",
+            said,
         )
 
 

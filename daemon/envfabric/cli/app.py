@@ -1,6 +1,7 @@
 """`envfabric`: the commands, their flags, and one exit code for each class of outcome."""
 
 import importlib.metadata
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,6 +56,8 @@ def _options(
 
 def run(arguments: list[str]) -> None:
     """Runs the command line and exits: 0 done, 1 something failed, 2 wrong usage or configuration."""
+    # Whoever started this may ignore its children's ends, which is inherited: exit codes of git and uv would be lost.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         app(arguments)
     except ConfigError as error:

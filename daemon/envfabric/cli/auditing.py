@@ -19,7 +19,7 @@ from envfabric.core.ids import is_id
 from envfabric.core.ids import shown as printable
 from envfabric.store.closures import Closures
 from envfabric.store.files import Files
-from envfabric.store.generations import Generation, Generations
+from envfabric.store.generations import Generation, Generations, NewerForm
 from envfabric.store.history import events_of
 from envfabric.store.root import open_root
 
@@ -56,7 +56,14 @@ def history(
     generations, closures = Generations(place, Files()), Closures(place, Files())
     # No other text may name a folder, or begin the search of a whole trail.
     known = is_id(spec_id)
-    retained = generations.retained(spec_id) if known else []
+    retained, newer = [], set()
+    for number in sorted(generations.numbers(spec_id), reverse=True) if known else []:
+        try:
+            retained += [one] if (one := generations.read(spec_id, number)) is not None else []
+        except NewerForm as error:
+            # What the trail says of it is shown all the same.
+            newer.add(number)
+            typer.echo(f"{error}.", err=True)
     events = events_of(place, spec_id) if known else []
     try:
         entry = index.read_index(place.path)["environments"].get(spec_id, {})
@@ -68,7 +75,7 @@ def history(
     if not rows and not entry:
         # Somebody may have given an order for it, which was refused.
         index.environment(index.read_index(place.path), spec_id)
-    numbers = {one.number for one in retained}
+    numbers = newer | {one.number for one in retained}
     for row in rows:
         serving = row["generation"] == entry.get("generation")
         row["retained"] = row["generation"] in numbers

@@ -21,6 +21,8 @@ from envfabric.core.ids import shown as printable
 from envfabric.index.document import from_json
 from envfabric.service.assembly import retention_of
 from envfabric.service.settings import Settings
+from envfabric.store.bases import Bases
+from envfabric.store.claims import Claims
 from envfabric.store.closures import Closures
 from envfabric.store.files import Files
 from envfabric.store.generations import Generations
@@ -67,6 +69,9 @@ def gc(
         f"{answer.message}; {bytes_text(data['bytes'])} and {data['inodes']} inodes came back on disk "
         f"({data['archives']} unused wheels left uv's cache, {data['in_trash']} folders wait in trash/)."
     )
+    # A daemon of an earlier release does not say it.
+    if held := data.get("held"):
+        typer.echo(f"No closure was removed: {held}.", err=True)
 
 
 def verify_store(
@@ -167,7 +172,8 @@ def _dry_run(settings: Settings, *, as_json: bool) -> None:
         lambda: serving if published else None,
     )
     plan = retention.plan(dry=True)
-    estimate = retention.estimate(plan)
+    pythons = Bases(retention.holdings, Claims(), lambda: None).look(plan, dry=True)
+    estimate = retention.estimate(plan, pythons.remove)
     if as_json:
         data = {
             "remove": plan.remove,
@@ -177,6 +183,8 @@ def _dry_run(settings: Settings, *, as_json: bool) -> None:
             "cached_bytes": estimate.cached.bytes,
             "cached_inodes": estimate.cached.inodes,
             "kept": {name: list(why) for name, why in plan.kept.items()},
+            "held": plan.held,
+            "pythons": {"remove": pythons.remove, "kept": pythons.kept},
         }
         typer.echo(json.dumps(data, indent=2))
         return
@@ -186,12 +194,19 @@ def _dry_run(settings: Settings, *, as_json: bool) -> None:
     for name, why in plan.kept.items():
         more = f" and {len(why) - _WHYS} more (--json has all)" if len(why) > _WHYS else ""
         table.add_row(printable(name, 300), "stays", "; ".join(why[:_WHYS]) + more)
+    for name in pythons.remove:
+        table.add_row(f"pythons/{name}", "goes", "nothing has needed it for long enough")
+    for name, because in pythons.kept.items():
+        table.add_row(f"pythons/{printable(name, 300)}", "stays", because)
     _print(table)
+    interpreters = f", and {len(pythons.remove)} of pythons/" if pythons.remove else ""
     typer.echo(
-        f"{len(plan.remove)} closures and {len(plan.drop)} generations would go. With what is in trash/, "
+        f"{len(plan.remove)} closures and {len(plan.drop)} generations would go{interpreters}. With what is in trash/, "
         f"{bytes_text(estimate.freed.bytes)} and {estimate.freed.inodes} inodes come back, and another "
         f"{bytes_text(estimate.cached.bytes)} and {estimate.cached.inodes} once uv's cache lets go of them."
     )
+    if plan.held is not None:
+        typer.echo(f"No closure goes: {plan.held}.", err=True)
 
 
 def _show_report(report: Report, retired: set[str]) -> None:

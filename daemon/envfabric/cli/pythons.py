@@ -1,6 +1,6 @@
 """`envfabric pythons`: which interpreters there are, which requests mean them, and how many closures they carry.
 
-Reads ROOT and changes nothing: one that nothing uses is for a person to remove, see docs/pythons.md.
+Reads ROOT and changes nothing: what a daemon brought the collector removes, and the rest is for a person to.
 """
 
 import json
@@ -27,6 +27,8 @@ def pythons(*, as_json: AsJson = False, root: RootOption = None, config: Config 
     table = Table("VERSION", "WHERE", "CLOSURES", "ASKED FOR AS", "PATH", box=None)
     for one in found:
         where = "on the NAS" if one["managed"] else f"on {os.uname().nodename}"
+        if one["managed"] and not one["brought"]:
+            where += ", by hand"
         # The bar separates what a spec asks for from its requires-python.
         asked = ", ".join(request.rstrip("|").replace("|", " ") for request in one["requests"])
         table.add_row(

@@ -18,7 +18,7 @@ from envfabric.loop.plan import Plan, failed, pending
 from envfabric.specs.repository import SourceError
 from envfabric.specs.tree import Problem, SpecRef, Wanted
 from envfabric.store.files import Files
-from envfabric.store.generations import Generation
+from envfabric.store.generations import Generation, NewerForm
 from envfabric.store.retention import Serving
 from envfabric.store.retries import Retry, delay, read_retries, write_retries
 from envfabric.store.root import Root, now
@@ -243,6 +243,8 @@ class Board:
     def _explain(self, spec_id: str, error: BaseException) -> SpecError:
         if isinstance(error, SpecError):
             return error
+        if isinstance(error, NewerForm):
+            return SpecError(Reason.STORE, f"{error}. What is served stays; it is tried again by itself.")
         if isinstance(error, OSError):
             return from_os_error(error, f"building {spec_id}")
         if isinstance(error, StoreError | SourceError):

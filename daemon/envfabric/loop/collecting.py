@@ -236,6 +236,8 @@ class Collecting:
             except OSError as error:
                 self._log.warning("closure not taken off the account", digest=name, error=str(error))
             self._history.note("collected", closure=name)
+        for name in collected.pythons:
+            self._history.note("collected", python=name)
         self._account_changed = self._account_changed or bool(collected.removed or collected.returned)
         self._metrics.gc_removed.inc(len(collected.removed))
         self._metrics.gc_reclaimed.inc(outcome.freed_bytes)
@@ -245,6 +247,7 @@ class Collecting:
         self._log.info(
             "collected",
             closures=len(collected.removed),
+            pythons=len(collected.pythons),
             generations=collected.generations,
             resolutions=collected.resolutions,
             bytes=outcome.freed_bytes,

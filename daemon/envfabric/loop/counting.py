@@ -11,7 +11,7 @@ from typing import Any
 
 from envfabric.build.environment import Built
 from envfabric.index.document import Entry
-from envfabric.loop.realise import Located, Made
+from envfabric.loop.steps import Located, Made
 from envfabric.specs.tree import SpecRef
 from envfabric.store.usage import Usage
 from envfabric.telemetry import logs

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Generic, TypeVar
 
-from envfabric.loop.realise import Purpose
+from envfabric.loop.steps import Purpose
 from envfabric.specs.tree import SpecRef
 
 W = TypeVar("W")

@@ -269,6 +269,7 @@ def _told(outcome: Outcome) -> Answer:
     collected = outcome.collected
     data = {
         "removed": collected.removed,
+        "pythons": collected.pythons,
         "generations": collected.generations,
         "resolutions": collected.resolutions,
         "bytes": outcome.freed_bytes,
@@ -276,6 +277,9 @@ def _told(outcome: Outcome) -> Answer:
         "in_trash": collected.in_trash,
         "archives": outcome.evicted.archives,
         "kept": {name: list(why) for name, why in collected.kept.items()},
+        "held": collected.held,
     }
     words = f"{len(collected.removed)} closures and {collected.generations} generations removed"
+    if collected.pythons:
+        words += f", and from pythons/ {', '.join(collected.pythons)}"
     return Answer(True, words, data)

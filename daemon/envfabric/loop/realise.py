@@ -1,30 +1,39 @@
 """One spec's way from content to generation, in steps that run in worker threads.
 
-`recall` needs no uv: it says what is known of the content. `resolve` and `build` ask uv, and only
+`recall` asks no index and no mirror: it says what is known of the content. `bring`, `resolve` and `build` do, and only
 `finish` writes a generation, once the closure is there. What was served and is lost or damaged is built
 again from its generation's own files, before anything else is done for its spec.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from envfabric.build.closure import Closure
-from envfabric.build.environment import Builder, Built, Recipe, recipe_from, recipe_of
+from envfabric.build.environment import Builder, recipe_from, recipe_of
 from envfabric.build.interpreters import Interpreter, Interpreters
-from envfabric.build.lockfile import neutral
 from envfabric.build.preflight import Cluster, check_ray, choose, fits_python
+from envfabric.build.pythons import NotHere
 from envfabric.build.resolve import Resolution, Resolver
-from envfabric.build.trial import Trial, trial_of
+from envfabric.build.trial import trial_of
 from envfabric.build.trials import Trials
 from envfabric.core.errors import SpecError, StoreError
 from envfabric.loop.asks import Asks, Mend
 from envfabric.loop.mending import whole_again
+from envfabric.loop.steps import (
+    Located,
+    Made,
+    Purpose,
+    Recalled,
+    Request,
+    Served,
+    Suspended,
+    Unchosen,
+    Unresolved,
+)
 from envfabric.specs.policy import Policy
 from envfabric.specs.spec import Spec, read_spec
-from envfabric.specs.tree import SpecRef
 from envfabric.store.claims import Claim, Claims
 from envfabric.store.closures import Closures, digest_of
 from envfabric.store.generations import Content, Generation, Generations
@@ -33,85 +42,6 @@ from envfabric.store.root import Root, now
 
 MEANT = 100
 """Questions whose closures are kept at hand with their digests: a closure may be large, and each question has one."""
-
-Purpose = Literal["wanted", "pinned", "healed"]
-"""Why a closure is needed: for the committed content, for a pin, or to serve again what was served."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A spec's content that has to be made true."""
-
-    ref: SpecRef
-    commit: str
-    files: Mapping[str, bytes]
-    serving: int | None
-    """The generation that is served now; its lock is the base of the next one."""
-    heal: int | None = None
-    """A generation whose closure is lost or damaged and has to be built again first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Suspended:
-    """The spec asks that nothing is built for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unresolved:
-    """uv has to be asked which closure the content means."""
-
-    request: Request
-    spec: Spec
-    python: Interpreter
-    base: bytes | None
-    key: str
-    """Equal for all who would get the same answer."""
-    fresh: bool = False
-    """Whether the index is asked for what uv still remembers of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Located:
-    """The closure that the content means is known."""
-
-    request: Request
-    recipe: Recipe
-    digest: str
-    """The closure's digest."""
-    draft: Generation
-    """The generation to write: without its closure's name, and with the number of the one it replaces."""
-    built: bool
-    """Whether it is in the store."""
-    claim: Claim
-    purpose: Purpose = "wanted"
-    due: Trial | None = None
-    """The validation that the closure has yet to pass for this spec."""
-
-    @property
-    def id(self) -> str:
-        """The spec's id."""
-        return self.request.ref.id
-
-    @property
-    def fate(self) -> str:
-        """Equal for those for whom one build of the closure fails in the same way."""
-        return neutral(self.recipe.lock)
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A retained generation that can be published now."""
-
-    request: Request
-    generation: Generation
-    claim: Claim
-    pinned: bool = False
-
-
-Recalled = Suspended | Unresolved | Located | Served
-
-Made = Built | Literal["there", "kept"]
-"""A closure that was built or is there, or that is not needed, for an order keeps what is served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +89,7 @@ class Realiser:
         """What orders and drift want of the next steps."""
 
     def recall(self, request: Request) -> Recalled:
-        """What is known of the content, without asking uv. Raises `SpecError`, `StoreError`, `OSError`."""
+        """What is known of the content; no index or mirror is asked. Raises `SpecError`, `StoreError`, `OSError`."""
         try:
             return self._recall(request)
         except (SpecError, StoreError, OSError) as error:
@@ -212,12 +142,30 @@ class Realiser:
         return self._question(request, spec, base, ask.since if ask else None)
 
     def _question(self, request: Request, spec: Spec, base: bytes | None, since: float | None) -> Recalled:
-        python = choose(spec, self._interpreters, self._cluster)
+        try:
+            python, claim = self._python(spec)
+        except NotHere as missing:
+            ask = self.asks.of(request.ref.id, request.ref.tree)
+            if ask is not None and ask.error is not None:
+                # It was asked for, for the order that keeps what is served.
+                raise ask.error from None
+            return Unchosen(request, spec, missing.what)
         key = self._resolver.key(spec, python, base)
         known = self._resolver.known(spec, key, since)
         if known is None:
-            return Unresolved(request, spec, python, base, key, fresh=since is not None)
+            return Unresolved(request, spec, python, claim, base, key, fresh=since is not None)
         return self._locate(request, spec, key, known)
+
+    def _python(self, spec: Spec) -> tuple[Interpreter, Claim]:
+        """The interpreter for a spec, of those that are here. Raises `NotHere`, and what `choose` does."""
+        python = choose(spec, self._interpreters, self._cluster, here=True)
+        # Claimed first, looked at then: the collector can't take it away in between.
+        claim = self._claims.claim(python.path)
+        if self._interpreters.gone(python.path):
+            self._interpreters.forget(python)
+            python = choose(spec, self._interpreters, self._cluster, here=True)
+            claim = self._claims.claim(python.path)
+        return python, claim
 
     def _kept(self, request: Request, error: Exception) -> Generation:
         """What goes on being served where an order failed. Raises `error` where that is not for an order to say."""
@@ -229,6 +177,14 @@ class Realiser:
         if kept is None or not self._closures.usable(kept.digest):
             raise error
         return kept
+
+    def bring(self, unchosen: Unchosen) -> None:
+        """Brings what is missing; whoever waits for it is looked into anew then. Raises as `recall` does."""
+        try:
+            self._interpreters.bring(unchosen.what)
+        except (SpecError, StoreError, OSError) as error:
+            # Where an order keeps what is served, the next look gives that.
+            self._kept(unchosen.request, error)
 
     def resolve(self, unresolved: Unresolved) -> tuple[Located, float]:
         """Asks uv; gives the seconds that it took, too. Raises `SpecError`, `StoreError`, `OSError`."""
@@ -314,7 +270,7 @@ class Realiser:
         resolution = replace(resolution, closure=closure)
         check_ray(spec, closure.version_of("ray"), self._cluster)
         # Claimed first, looked at then: the collector can't take it away in between.
-        claim = self._claims.claim(spec.id, meant.digest)
+        claim = self._claims.claim(spec.id, meant.digest, closure.interpreter.path)
         draft = Generation(
             spec=spec.id,
             number=0,
@@ -367,7 +323,6 @@ class Realiser:
     ) -> Located | None:
         """A generation to be built, and written, from `content`, else its own files; None where that can't be."""
         digest = digest_of(generation.digest)
-        claim = self._claims.claim(generation.spec, digest)
         content = content or self._generations.content(generation)
         if content is None:
             return None
@@ -375,7 +330,10 @@ class Realiser:
             recipe = recipe_from(generation.spec, content.pyproject, content.lock, generation.closure)
         except SpecError:
             return None
-        if recipe.closure.digest != digest or not Path(recipe.closure.interpreter.path).exists():
+        python = recipe.closure.interpreter.path
+        # Before these are looked for.
+        claim = self._claims.claim(generation.spec, digest, python)
+        if recipe.closure.digest != digest or self._interpreters.gone(python):
             return None
         built = self._closures.locate(digest) is not None
         return Located(request, recipe, digest, generation, built, claim, purpose)

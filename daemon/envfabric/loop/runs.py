@@ -5,6 +5,7 @@ does; belongs to the loop's thread.
 """
 
 import os
+import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -18,6 +19,8 @@ T = TypeVar("T")
 
 RECALLERS = 8
 """Specs that are read and compared at a time: each waits for the NAS more than for the processor."""
+BRINGERS = 4
+"""Pythons that are brought at a time: each may wait for a mirror until its time is over."""
 FINISHERS = 16
 """Generations that are written at a time: they share their flushes, see store/together."""
 BACKLOG = 4 * FINISHERS
@@ -57,6 +60,12 @@ class Runs:
                 for ref in refs:
                     if self._board.wants(ref):
                         self._board.fail(ref.id, error)
+                # Its frames hold the step's claims, and by the future themselves: given back now, and not when the
+                # garbage collector happens to come.
+                told: BaseException | None = error
+                while told is not None:
+                    traceback.clear_frames(told.__traceback__)
+                    told = told.__cause__ or told.__context__
 
         future = self._pool.submit(work)
         future.add_done_callback(lambda ended: self._post(partial(guarded, ended)))

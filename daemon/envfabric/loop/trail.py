@@ -16,7 +16,7 @@ from envfabric.index.document import Entry, Index
 from envfabric.specs.authors import MOST_SECONDS, Change, who_changed
 from envfabric.specs.repository import Repository, SourceError
 from envfabric.specs.tree import SpecRef
-from envfabric.store.generations import Generation, Generations
+from envfabric.store.generations import Generation, Generations, NewerForm
 from envfabric.store.history import History
 from envfabric.store.root import now
 from envfabric.telemetry import logs
@@ -137,7 +137,12 @@ class Trail:
         for spec_id in served:
             number = entries[spec_id].generation
             if number is not None and (spec_id, number) not in told.made:
-                found = self._generations.read(spec_id, number)
+                try:
+                    found = self._generations.read(spec_id, number)
+                except NewerForm as error:
+                    # That it is served is told all the same, and so is all of the other specs.
+                    self._log.warning("generation not told", spec=spec_id, error=str(error))
+                    continue
                 made |= {spec_id: found} if found else {}
         removed = {one for one, number in told.served.items() if number is not None} - entries.keys()
         if served or removed:

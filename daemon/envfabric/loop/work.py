@@ -1,4 +1,4 @@
-"""The steps that are waiting and running: recall, resolve, build, finish.
+"""The steps that are waiting and running: recall, bring, resolve, build.
 
 Each kind has slots of its own, so that a spec whose content is known waits behind no uv process; a
 question that several specs ask, and a closure that several want, is answered once. What nobody wants any
@@ -16,18 +16,20 @@ from envfabric.build.scope import current
 from envfabric.core.errors import Reason, SpecError
 from envfabric.loop.board import Board
 from envfabric.loop.counting import Counting
+from envfabric.loop.finishing import Finishing
 from envfabric.loop.lane import Lane, Places, Waiter
 from envfabric.loop.reading import Reading
-from envfabric.loop.realise import Located, Made, Realiser, Recalled, Request, Served, Suspended, Unresolved
-from envfabric.loop.runs import BACKLOG, FINISHERS, QUEUED, RECALLERS, Runs, trials_at_a_time
+from envfabric.loop.realise import Realiser
+from envfabric.loop.runs import BACKLOG, BRINGERS, FINISHERS, QUEUED, RECALLERS, Runs, trials_at_a_time
+from envfabric.loop.steps import Located, Made, Recalled, Request, Served, Suspended, Unchosen, Unresolved
 from envfabric.loop.turns import Turns
 from envfabric.specs.repository import Repository, SourceError
 from envfabric.specs.tree import SpecRef
-from envfabric.store.generations import Generation
 from envfabric.telemetry import logs
 from envfabric.telemetry.metrics import Metrics
 
-W = TypeVar("W", Unresolved, Located)
+W = TypeVar("W", Unchosen, Unresolved, Located)
+Q = TypeVar("Q", Unchosen, Unresolved)
 
 _ASKERS_OWN = {Reason.INVALID_SPEC, Reason.VALIDATION}
 """Refusals that hang on the one who asked (its name, its need of Ray), not on the question."""
@@ -59,19 +61,25 @@ class Work:
         self._recalling: set[str] = set()
         # Whether a spec has turned to something else since it was last looked for what nobody wants.
         self._may_be_void = False
+        # What a mirror keeps waiting is in the way of nobody who needs none.
+        self._bringing: Lane[Waiter[Unchosen]] = Lane(BRINGERS)
+        self._listing: Lane[Waiter[Unchosen]] = Lane(1)
         self._resolving: Lane[Waiter[Unresolved]] = Lane(2 * builders)
         self._building: Lane[Waiter[Located]] = Lane(builders)
         # By digest and trial: what hangs is in the way of no other spec with that closure.
         self._validating: Lane[Waiter[Located]] = Lane(trials := trials_at_a_time(builders))
         self._makers = (self._building, self._validating)
-        self._lanes: tuple[Lane[Any], ...] = (self._resolving, *self._makers)
+        self._lanes: tuple[Lane[Any], ...] = (self._listing, self._bringing, self._resolving, *self._makers)
+        self._listable = Places(self._listing, QUEUED, RECALLERS)
+        self._bringable = Places(self._bringing, QUEUED, RECALLERS)
         self._resolvable = Places(self._resolving, QUEUED, RECALLERS)
         self._buildable = Places(self._building, QUEUED, RECALLERS)
         self._validatable = Places(self._validating, QUEUED, RECALLERS)
-        self._places = (self._resolvable, self._buildable, self._validatable)
-        # By spec id: two generations of one spec are never written at once.
-        self._finishing: Lane[Located] = Lane(FINISHERS)
-        self._runs = Runs(board, RECALLERS + 3 * builders + trials + FINISHERS, limit, post)
+        asked = (self._listable, self._bringable, self._resolvable)
+        self._places = (*asked, self._buildable, self._validatable)
+        threads = RECALLERS + 1 + BRINGERS + 3 * builders + trials + FINISHERS
+        self._runs = Runs(board, threads, limit, post)
+        self._finishing = Finishing(board, realiser, counting, self._turns, self._runs)
         self.phases: dict[str, str] = {}
         """What is being done now, phase by spec id, for a progress display."""
 
@@ -82,7 +90,8 @@ class Work:
             self._turns
             or self._recalling
             or any(map(len, self._places))
-            or any(lane.waiting or lane.running for lane in (*self._lanes, self._finishing))
+            or any(lane.waiting or lane.running for lane in self._lanes)
+            or not self._finishing.idle
         )
 
     def add(self, spec_id: str) -> None:
@@ -105,26 +114,29 @@ class Work:
             or spec_id in self._recalling
             or any(spec_id in places for places in self._places)
             or self._finishing.knows(spec_id)
-            or any(self._asked(one, spec_id) for lane in self._lanes for one in lane.waiters())
+            or any(self._waits(one, spec_id) for lane in self._lanes for one in lane.waiters())
         )
 
     def start(self) -> bool:
         """Ends what nobody wants, and starts as many steps as there are free slots; whether a build was among them."""
         self._end_void()
+        for bringing in (self._listing, self._bringing):
+            for key, unchosen in bringing.start():
+                self._ask(bringing, key, unchosen)
         for key, unresolved in self._resolving.start():
-            self._resolve(key, unresolved)
+            self._ask(self._resolving, key, unresolved)
         before = sum(lane.waiting for lane in self._makers)
         for lane in self._makers:
             for key, located in lane.start():
                 self._make(lane, key, located)
-        for spec_id, finished in self._finishing.start():
-            self._finish(spec_id, finished)
+        self._finishing.start()
         waiting = sum(lane.waiting for lane in self._makers)
         # Only now: what has begun has made room.
         self._start_recalls()
         specs = len(self._turns) + sum(map(len, self._places))
         self._metrics.builds_in_progress.set(self._building.running)
-        self._metrics.build_queue_length.set(specs + self._resolving.waiting + waiting)
+        asking = self._listing.waiting + self._bringing.waiting + self._resolving.waiting
+        self._metrics.build_queue_length.set(specs + asking + waiting)
         return waiting < before
 
     def _end_void(self) -> None:
@@ -218,10 +230,13 @@ class Work:
             self._board.suspend(ref.id)
         elif isinstance(result, Served):
             self._counting.request(ref, hit=True)
-            self._serve(ref.id, result.generation, pinned=result.pinned)
-        elif isinstance(result, Unresolved):
+            self._finishing.serve(ref.id, result.generation, pinned=result.pinned)
+        elif isinstance(result, Unchosen | Unresolved):
             self._board.hold(ref.id, pinned=False)
-            self._resolvable.join(result.key, Waiter(ref, result), tried=self._board.failed_before(ref.id))
+            places = self._resolvable
+            if isinstance(result, Unchosen):
+                places = self._bringable if result.what else self._listable
+            places.join(result.key, Waiter(ref, result), tried=self._board.failed_before(ref.id))
         else:
             if result.purpose != "healed":
                 self._board.hold(ref.id, pinned=result.purpose == "pinned")
@@ -231,7 +246,7 @@ class Work:
         ref = located.request.ref
         self._counting.request(ref, hit=located.built)
         if located.built and located.due is None:
-            self._finishing.add(ref.id, located)
+            self._finishing.add(located)
             return
         places, key = self._buildable, located.digest
         if located.built and located.due is not None:
@@ -239,28 +254,45 @@ class Work:
         waiter = Waiter(ref, located, located.fate, located.purpose)
         places.join(key, waiter, tried=self._board.failed_before(ref.id))
 
-    # Resolve: ask uv, once for all who ask the same.
+    # Bring a Python, or resolve: ask uv, once for all who ask the same.
 
-    def _resolve(self, key: str, waiters: list[Waiter[Unresolved]]) -> None:
-        work = self._first(self._resolving, key, waiters)
-        if work is not None:
+    def _ask(self, lane: Lane[Waiter[Q]], key: str, waiters: list[Waiter[Q]]) -> None:
+        work = self._first(lane, key, waiters)
+        if work is None:
+            return
+        done = partial(self._asked, lane, key, work)
+        if isinstance(work, Unchosen):
+            self.phases[work.spec.id] = "python"
+            # What is said of it is told to others, too: it names no spec.
+            doing = f"installing {work.what}" if work.what else "listing the Pythons that can be had"
+            bring = partial(self._realiser.bring, work)
+            self._runs.submit_bounded(key, doing, bring, done, [work.request.ref])
+        else:
             self.phases[work.spec.id] = "resolve"
-            resolve, done = partial(self._realiser.resolve, work), partial(self._resolved, key, work)
-            self._runs.submit_bounded(key, f"resolving {work.spec.id}", resolve, done, [work.request.ref])
+            resolve, doing = partial(self._realiser.resolve, work), f"resolving {work.spec.id}"
+            self._runs.submit_bounded(key, doing, resolve, done, [work.request.ref])
 
-    def _resolved(self, key: str, work: Unresolved, future: Future[tuple[Located, float]]) -> None:
+    def _asked(
+        self, lane: Lane[Waiter[Q]], key: str, work: Q, future: Future[tuple[Located, float] | None]
+    ) -> None:
         self.phases.pop(work.spec.id, None)
         error = future.exception()
-        waiters = self._resolving.end(key)
+        waiters = lane.end(key)
         if not self._runs.take(key, future):
             self._ask_again(waiters)
             return
         for other in waiters[1:]:
             self._answer(other.ref, work.spec.id, error)
-        if self._board.asks(work.request.ref, "wanted"):
-            located, seconds = future.result()
-            self._metrics.build_duration.labels("resolve").observe(seconds)
-            self._located(located)
+        if not self._board.asks(work.request.ref, "wanted"):
+            return
+        found = future.result()
+        if found is None:
+            # The Python is here now.
+            self._turns.add_again(work.spec.id)
+            return
+        located, seconds = found
+        self._metrics.build_duration.labels("resolve").observe(seconds)
+        self._located(located)
 
     def _answer(self, ref: SpecRef, asker: str, error: BaseException | None) -> None:
         """What the asker's answer means for another spec with the same question."""
@@ -325,7 +357,7 @@ class Work:
             # It is validated in a turn of its own.
             self._turns.add_again(first.ref.id)
         else:
-            self._finishing.add(first.ref.id, work)
+            self._finishing.add(work)
 
     def _fail(self, waiter: Waiter[Located], error: BaseException, digest: str) -> None:
         """A build failed for one who waited for it."""
@@ -336,43 +368,6 @@ class Work:
             self._turns.add_again(spec_id)
         else:
             self._board.fail(spec_id, error, digest)
-
-    # Finish: write the generation.
-
-    def _finish(self, spec_id: str, waiting: list[Located]) -> None:
-        newest = next((one for one in reversed(waiting) if self._asks(one)), None)
-        if newest is None:
-            self._finishing.end(spec_id)
-            return
-        waiting[:] = [newest]
-        self._runs.submit(
-            partial(self._realiser.finish, newest), partial(self._finished, newest), [newest.request.ref]
-        )
-
-    def _finished(self, located: Located, future: Future[Generation]) -> None:
-        ref = located.request.ref
-        for newer in self._finishing.end(ref.id)[1:]:
-            if self._asks(newer):
-                self._finishing.add(ref.id, newer)
-        if not self._asks(located):
-            return
-        generation = future.result()
-        if located.purpose == "healed":
-            self._counting.closure(generation.digest)
-            self._board.healed(ref.id, generation)
-            if self._board.entries[ref.id].state in {"pending", "building"}:
-                # What it served is there again; now for what it asks for.
-                self._turns.add_again(ref.id)
-        else:
-            self._serve(ref.id, generation, pinned=located.purpose == "pinned")
-
-    def _serve(self, spec_id: str, generation: Generation, *, pinned: bool) -> None:
-        if self._realiser.is_damaged(generation.digest):
-            # Found damaged while this step was under way: it is built again.
-            self._turns.add_again(spec_id)
-            return
-        self._counting.closure(generation.digest)
-        self._board.serve(spec_id, generation, pinned=pinned)
 
     def _first(self, lane: Lane[Waiter[W]], key: str, waiters: list[Waiter[W]]) -> W | None:
         """What the key's first waiter brought; without one that is still wanted the key does not run."""
@@ -391,8 +386,5 @@ class Work:
     def _asking(self, waiters: Iterable[Waiter[Any]]) -> list[Waiter[Any]]:
         return [one for one in waiters if self._board.asks(one.ref, one.purpose)]
 
-    def _asks(self, located: Located) -> bool:
-        return self._board.asks(located.request.ref, located.purpose)
-
-    def _asked(self, waiter: Waiter[W], spec_id: str) -> bool:
+    def _waits(self, waiter: Waiter[W], spec_id: str) -> bool:
         return waiter.ref.id == spec_id and self._board.asks(waiter.ref, waiter.purpose)

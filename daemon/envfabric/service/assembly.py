@@ -66,16 +66,17 @@ def assemble(
     once: bool,
     adopt: bool = False,
     behind: Callable[[], str | None] = lambda: None,
+    counted: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Reconciler, Publisher]:
     """The loop for one turn as the writer, and what publishes for it.
 
     `adopt`: the first revision may remove what it removes, see loop/gate; `behind` says why the repository may not be
-    the newest, see loop/fetching.
+    the newest, see loop/fetching; `counted` hears of each closure of a full count, see store/usage.
     """
     inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
     closures, claims = Closures(root, files), Claims()
     generations, pins = Generations(root, files), Pins(root, files)
-    usage, history = Usage(root, files), History(root, files, writer.check)
+    usage, history = Usage(root, files, counted), History(root, files, writer.check)
     publisher = Publisher(root, files, writer, generations)
     board = Board(root, files, metrics, lambda: publisher.want(outcome=True), history.note)
     counting = Counting(usage, metrics, history.note)

@@ -138,6 +138,7 @@ class Daemon:
             lambda: self._watchdog.heartbeat,
             self.reconcile,
             token_of(self._settings),
+            lambda: self._watchdog.wait,
         )
         with HttpServer(host, port, shown) as server, self._signals(reload=True), self._source.followed():
             on_start(server.url)
@@ -246,6 +247,7 @@ class Daemon:
             once=once,
             adopt=self._adopt,
             behind=self._source.behind,
+            counted=self._counted,
         )
         self._reconciler, self._publisher = parts
         # The operator's word was for this turn: a later one finds ROOT handed over, or someone else's.
@@ -257,6 +259,10 @@ class Daemon:
         finally:
             self._standby.show(self._publisher.published)
             self._reconciler = self._publisher = None
+
+    def _counted(self, done: int, total: int) -> None:
+        """The store is counted, closure by closure: ten thousand of a copied ROOT take longer than one wait."""
+        self._watchdog.advance(f"counting what the store takes: {100 * done // max(total, 1)} %")
 
     def _uv(self) -> Uv:
         # For each turn anew: the last one's was stopped for good.
@@ -350,7 +356,9 @@ class Daemon:
         self._notifier.tell(*(["READY=1"] if ready else []), status(self._describe()))
 
     def _describe(self) -> str:
-        return summary(self._state, self._published(), started=self._notifier.ready)
+        # The watchdog's thread asks from its first moment on, when most of this object is not there yet.
+        ready = self._notifier.ready
+        return summary(self._state, self._published() if ready else None, started=ready)
 
     @contextlib.contextmanager
     def _signals(self, *, reload: bool = False) -> Iterator[None]:

@@ -24,7 +24,8 @@ from envfabric.core.errors import ConfigError
 from envfabric.index.document import Index, to_json
 from envfabric.service.looking import Looking, NoAnswer
 from envfabric.service.page import POLICY, Page
-from envfabric.store.root import Root
+from envfabric.service.watchdog import Wait
+from envfabric.store.root import Root, now
 from envfabric.telemetry.metrics import Metrics
 
 _MOST_BODY = 32 * 1024 * 1024
@@ -45,6 +46,8 @@ class Shown:
     """Asks for a fetch and a look at the specs, and returns at once."""
     token: str | None = field(default=None, repr=False)
     """What a request for that has to carry; without one it is taken from this host only."""
+    wait: Callable[[], Wait | None] = lambda: None
+    """What the loop has declared to be away for, see watchdog.py."""
 
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
@@ -163,31 +166,33 @@ class HttpServer:
             return body
         index = self._shown.index()
         if path == "/healthz":
-            age = time.monotonic() - self._shown.heartbeat()
-            alive = age < LOOP_BOUND
-            return _reply(
-                start, "200 OK" if alive else "503 Service Unavailable", f"last round {age:.1f} s ago\n"
-            )
+            alive, told = health(self._shown.heartbeat(), self._shown.wait())
+            return _reply(start, "200 OK" if alive else "503 Service Unavailable", told)
         if path == "/readyz":
             text = f"sequence {index.sequence}\n" if index else "nothing is published yet\n"
             return _reply(start, "200 OK" if index else "503 Service Unavailable", text)
         if path == "/index.json" and index:
             return _reply(start, "200 OK", to_json(index, self._shown.root), "application/json")
-        if path == "/":
-            return self._page_of(index, environ, start)
+        if path in {"/", "/rows.json"}:
+            return self._page_of(index, environ, start, rows=path == "/rows.json")
         if path.startswith("/logs/"):
             return self._log(path.removeprefix("/logs/"), index, start)
         return _reply(start, "404 Not Found", "not here\n")
 
     def _page_of(
-        self, index: Index | None, environ: WSGIEnvironment, start: StartResponse
+        self, index: Index | None, environ: WSGIEnvironment, start: StartResponse, *, rows: bool
     ) -> Iterable[bytes]:
         packed = accepts_gzip(environ.get("HTTP_ACCEPT_ENCODING", ""))
         sizes = self._looking.sizes(index) if index else {}
         writing = self._shown.metrics.registry.get_sample_value("envfabric_writer") == 1
-        data = self._page.get(index, sizes, writing=writing, packed=packed)
-        more = [("Vary", "Accept-Encoding"), *([("Content-Encoding", "gzip")] if packed else [])]
-        return _reply(start, "200 OK", data, "text/html; charset=utf-8", policy=POLICY, more=more)
+        known = environ.get("HTTP_IF_NONE_MATCH")
+        data, tag = self._page.get(index, sizes, writing=writing, packed=packed, rows=rows, known=known)
+        more = [("ETag", tag), ("Vary", "Accept-Encoding")]
+        if data is None:
+            return _reply(start, "304 Not Modified", b"", more=more)
+        more += [("Content-Encoding", "gzip")] if packed else []
+        kind = "application/json" if rows else "text/html; charset=utf-8"
+        return _reply(start, "200 OK", data, kind, policy=POLICY, more=more)
 
     def _log(self, asked: str, index: Index | None, start: StartResponse) -> Iterable[bytes]:
         kind, _, name = asked.partition("/")
@@ -198,6 +203,18 @@ class HttpServer:
             return _reply(start, "200 OK", reads[kind](name, index))
         except NoAnswer as error:
             return _reply(start, "503 Service Unavailable" if error.passing else "404 Not Found", str(error))
+
+
+def health(heartbeat: float, wait: Wait | None) -> tuple[bool, str]:
+    """Whether the loop is alive, and what is told of it; `heartbeat` in monotonic seconds, see watchdog.py."""
+    clock = time.monotonic()
+    if wait is None:
+        age = clock - heartbeat
+        return age < LOOP_BOUND, f"last round {age:.1f} s ago\n"
+    # A probe that hears only that all is well would hide a NAS that is away for a quarter of an hour.
+    began, until = (now(one - clock)[:-5] + "Z" for one in (wait.began, wait.until))
+    told = f"last round {clock - wait.began:.1f} s ago: {wait.what}; since {began}, allowed until {until}\n"
+    return clock < wait.until, told
 
 
 def accepts_gzip(header: str) -> bool:

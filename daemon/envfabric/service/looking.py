@@ -29,6 +29,8 @@ READ_BOUND = 5.0
 """Seconds that a log may take."""
 _FIRST, _LAST = 64 << 10, 448 << 10
 """Bytes of a log's beginning and end that are shown; what is between them is left out."""
+_MARGIN = 16 << 10
+"""Bytes beside a cut that are read and not shown: a credential that lies across the cut would be known to nobody."""
 _PATIENCE = 1.0
 """Seconds that the first page after a change waits for the sizes; it is shown without them then."""
 _COUNT_AGAIN = 30.0
@@ -162,10 +164,15 @@ def read_log(path: Path) -> str:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise FileNotFoundError(path)
-        data = file.read(_FIRST)
-        left = status.st_size - len(data) - _LAST
-        if left > 0:
-            file.seek(-_LAST, os.SEEK_END)
-            data += f"\n… {left} bytes left out: {path} has all …\n".encode()
-        data += file.read(_LAST)
+        left = status.st_size - _FIRST - _LAST
+        if left <= 2 * _MARGIN:
+            return _redacted(file.read(_FIRST + _LAST + 2 * _MARGIN))
+        # Each part with more than is shown of it: half a credential at its end is cut off once the whole ones are out.
+        first = _redacted(file.read(_FIRST + _MARGIN))[:-_MARGIN]
+        file.seek(-_LAST - _MARGIN, os.SEEK_END)
+        last = _redacted(file.read(_LAST + _MARGIN))[_MARGIN:]
+    return f"{first}\n… about {left} bytes left out: {path} has all …\n{last}"
+
+
+def _redacted(data: bytes) -> str:
     return redact(data.decode("utf-8", "replace"))

@@ -2,8 +2,7 @@
 // Draws the rows in view: ten thousand of them at once would hold the browser up. Text goes in as text, never as markup.
 (() => {
   const one = (selector) => document.querySelector(selector);
-  const data = JSON.parse(one("#data").textContent);
-  const rows = data.rows.map((values) => Object.fromEntries(data.columns.map((name, n) => [name, values[n]])));
+  const data = JSON.parse(one("#data").textContent), EVERY = 15000, MOST = 300000;
   const searched = ["id", "state", "marks", "python", "ray", "commit", "closure", "reason", "message"];
   const bytes = (count) => {
     if (count === null) return "–";
@@ -23,7 +22,8 @@
   const order = { failed: 0, stale: 1, building: 2, pending: 3, ready: 4 };
   const columns = [
     { name: "state", title: "State", width: 8, text: (row) => row.state, key: (row) => order[row.state] },
-    { name: "id", title: "Environment", width: 17, text: (row) => (row.marks ? `${row.id} (${row.marks})` : row.id) },
+    { name: "id", title: "Environment", width: 17, text: (row) => (row.marks ? `${row.id} (${row.marks})` : row.id),
+      key: (row) => row.n },
     { name: "generation", title: "Gen", width: 5, number: true },
     { name: "python", title: "Python", width: 7 },
     { name: "ray", title: "Ray", width: 6 },
@@ -31,16 +31,26 @@
     { name: "saved", title: "Saved", width: 8, number: true, text: (row) => bytes(row.saved) },
     { name: "built", title: "Age", width: 6, number: true, text: (row) => (row.built ? age(row.built) : "–"),
       key: (row) => (row.built ? -Date.parse(row.built) : null) },
-    { name: "commit", title: "Commit", width: 8, text: (row) => row.commit.slice(0, 8) },
+    { name: "commit", title: "Commit", width: 8, plain: true, text: (row) => row.commit.slice(0, 8) },
     { name: "error", title: "Error", width: 21, text: (row) => (row.reason ? `${row.reason}: ${row.message}` : ""),
       key: (row) => row.reason },
-    { name: "log", title: "Log", width: 6, key: (row) => row.failure_log || row.build_log },
+    { name: "log", title: "Log", width: 6, plain: true, key: (row) => row.failure_log || row.build_log },
   ];
-  for (const row of rows) row.hay = searched.map((name) => row[name] ?? "").join("\n").toLowerCase();
+  let rows = [], ordered = null, orderedBy = "", tag = "";
+  function take(from) {
+    rows = from.rows.map((values) => Object.fromEntries(from.columns.map((name, n) => [name, values[n]])));
+    rows.sort((a, b) => natural.compare(a.id, b.id));
+    rows.forEach((row, n) => {
+      row.n = n;
+      row.hay = searched.map((name) => row[name] ?? "").join("\n").toLowerCase();
+    });
+    [ordered, tag] = [null, from.tag];
+  }
+  take(data);
 
   const scroll = one("#scroll"), body = one("tbody"), head = one("#table thead tr"), search = one("#search");
   const dialog = one("#details"), HEIGHT = 32, MORE = 12;
-  let shown = rows, sorted = { name: "state", down: false }, at = 0, drawn = "";
+  let shown = [], sorted = { name: "state", down: false }, at = 0, drawn = "";
   const states = new Set();
 
   const make = (tag, text, names) => {
@@ -66,24 +76,23 @@
     return { cell, button, column };
   });
 
-  const compare = () => {
-    const column = columns.find((each) => each.name === sorted.name);
-    const key = column.key ?? ((row) => row[column.name]);
-    const sign = sorted.down ? -1 : 1;
-    return (a, b) => {
-      const x = key(a), y = key(b);
-      // What has no value comes last, whichever way.
-      if (x === null || y === null) return x === y ? natural.compare(a.id, b.id) : x === null ? 1 : -1;
-      const found = typeof x === "number" ? x - y : natural.compare(x, y);
-      return found ? sign * found : natural.compare(a.id, b.id);
-    };
-  };
+  function inOrder() {
+    const column = columns.find((each) => each.name === sorted.name), sign = sorted.down ? -1 : 1;
+    const values = rows.map(column.key ?? ((row) => row[column.name]));
+    // Each text becomes its place among the others: texts are compared once each, and not in every step of a sort.
+    const texts = [...new Set(values)].filter((one) => typeof one === "string");
+    const places = new Map(texts.sort(column.plain ? undefined : natural.compare).map((text, n) => [text, n]));
+    const keys = values.map((one) => places.get(one) ?? one);
+    const having = rows.filter((row) => keys[row.n] !== null);
+    having.sort((a, b) => sign * (keys[a.n] - keys[b.n]) || a.n - b.n);
+    // What has no value comes last, whichever way.
+    return having.concat(rows.filter((row) => keys[row.n] === null));
+  }
 
-  let ordered = null, orderedBy = "";
-  function choose() {
+  function find() {
     const by = `${sorted.name} ${sorted.down}`;
     // Only a click on a title sorts; a key in the search box goes through the rows once.
-    if (orderedBy !== by) [ordered, orderedBy] = [[...rows].sort(compare()), by];
+    if (!ordered || orderedBy !== by) [ordered, orderedBy] = [inOrder(), by];
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     shown = ordered.filter(
       (row) => (!states.size || states.has(row.state)) && words.every((word) => row.hay.includes(word)),
@@ -98,6 +107,10 @@
     one("#found").textContent = shown.length === rows.length ? `${rows.length} environments`
       : `${shown.length} of ${rows.length} environments`;
     one("#table").setAttribute("aria-rowcount", String(shown.length + 1));
+  }
+
+  function choose() {
+    find();
     at = 0;
     scroll.scrollTop = 0;
     draw(true);
@@ -216,13 +229,62 @@
     event.preventDefault();
   });
 
-  const published = one("#published");
-  const tick = () => { published.textContent = `${age(published.dateTime)} ago`; };
-  if (published) {
-    published.title = published.dateTime;
+  const tick = () => {
+    const published = one("#published");
+    if (published) [published.textContent, published.title] = [`${age(published.dateTime)} ago`, published.dateTime];
+  };
+
+  // Takes over what has been published since: search, filter, order, place and focus stay.
+  function renew(from) {
+    const id = shown[at]?.id, held = body.contains(document.activeElement), before = at, list = one(".problems");
+    take(from);
+    one(".told").outerHTML = from.told;
+    list?.remove();
+    one("main").insertAdjacentHTML("afterbegin", from.problems);
+    if (list && one(".problems")) one(".problems").open = list.open;
+    for (const button of document.querySelectorAll("[data-state]"))
+      button.querySelector("b").textContent = rows.filter((row) => row.state === button.dataset.state).length;
+    find();
+    const here = shown.findIndex((row) => row.id === id);
+    at = here >= 0 ? here : Math.max(0, Math.min(before, shown.length - 1));
+    // With the rows above it gone or come, the row that somebody is on stays where it is on the screen.
+    const top = scroll.scrollTop + (held ? (at - before) * HEIGHT : 0);
+    draw(true);
+    scroll.scrollTop = top;
+    draw(true);
     tick();
-    setInterval(tick, 10000);
   }
+
+  let heard = Date.now();
+  const tell = (failed) => {
+    one("#asof").textContent = `${failed ? "no answer since" : "as of"} ${new Date(heard).toTimeString().slice(0, 8)}`;
+    one("#asof").className = failed ? "failed" : "";
+  };
+  async function follow() {
+    const began = Date.now();
+    // Nothing moves under the eyes of whoever reads details or has marked a text to copy it.
+    if (!document.hidden && !dialog.open && getSelection().isCollapsed) {
+      try {
+        const answer = await fetch("rows.json", { headers: { "If-None-Match": tag } });
+        if (answer.status === 200) {
+          const from = await answer.json();
+          if (from.script !== data.script) return location.reload();
+          renew(from);
+        } else if (answer.status !== 304) throw new Error(answer.statusText);
+        heard = Date.now();
+        tell(false);
+      } catch {
+        tell(true);
+      }
+    }
+    // Ten thousand rows that change all the time take a small part of the daemon's time.
+    setTimeout(follow, Math.min(MOST, Math.max(EVERY, 30 * (Date.now() - began))));
+  }
+
+  tick();
+  setInterval(tick, 10000);
   one("#app").hidden = false;
   choose();
+  tell(false);
+  setTimeout(follow, EVERY);
 })();

@@ -1,8 +1,9 @@
 """The page at `/`: every environment of the published index, as one document without any outside asset.
 
-Rendered once for each publication, with the rows as data for page.js, which draws those in view, and as a plain table
-for readers without JavaScript. What others wrote (ids, messages, paths) goes in escaped, and the page's policy lets
-nothing run but the one script that lies beside this module. Works on what it is given: never touches the NAS.
+Rendered once for each publication, with the rows as data for page.js, which draws those in view and asks for newer ones
+at `/rows.json`, and as a plain table for readers without JavaScript. What others wrote (ids, messages, paths) goes in
+escaped, and the page's policy lets nothing run but the one script that lies beside this module. Works on what it is
+given: never touches the NAS.
 """
 
 import base64
@@ -12,9 +13,10 @@ import html
 import importlib.resources
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
@@ -35,18 +37,19 @@ def _hash(text: str) -> str:
 
 POLICY = (
     f"default-src 'none'; script-src {_hash(_SCRIPT)}; style-src {_hash(_STYLE)}; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""Content-Security-Policy of the page: no other script or style, no request, no frame around it."""
+"""Content-Security-Policy of the page: no other script or style, no request to another server, no frame around it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Rendered:
     index: Index | None
     sizes: Mapping[str, Size]
     writing: bool
-    plain: bytes
-    packed: bytes
+    tag: str
+    texts: dict[tuple[bool, bool], bytes] = field(default_factory=dict)
+    """What was asked for so far: by whether it is the rows alone, and whether it is packed."""
 
 
 class Page:
@@ -55,28 +58,60 @@ class Page:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last: _Rendered | None = None
+        # Another process's tags are others: what they name is not the same.
+        self._born, self._number = time.time_ns(), 0
 
-    def get(self, index: Index | None, sizes: Mapping[str, Size], *, writing: bool, packed: bool) -> bytes:
-        """The document, `packed` by gzip or not."""
+    def get(
+        self,
+        index: Index | None,
+        sizes: Mapping[str, Size],
+        *,
+        writing: bool,
+        packed: bool,
+        rows: bool = False,
+        known: str | None = None,
+    ) -> tuple[bytes | None, str]:
+        """The document, or with `rows` what page.js takes over from a newer one, `packed` by gzip or not; and its tag.
+
+        None for whoever has what is `known` by that tag.
+        """
         # Ten thousand rows take a second: whoever asks meanwhile waits for that one, and makes no other.
         with self._lock:
             last = self._last
             if last is None or (last.index, last.sizes, last.writing) != (index, sizes, writing):
-                plain = page(index, sizes, writing=writing).encode()
-                last = _Rendered(index, sizes, writing, plain, gzip.compress(plain, 5, mtime=0))
-                self._last = last
-        return last.packed if packed else last.plain
+                self._number += 1
+                last = self._last = _Rendered(index, sizes, writing, f'W/"{self._born:x}-{self._number}"')
+            if known == last.tag:
+                return None, last.tag
+            if (rows, False) not in last.texts:
+                render = fresh if rows else page
+                last.texts[rows, False] = render(index, sizes, writing=writing, tag=last.tag).encode()
+            if packed and (rows, True) not in last.texts:
+                last.texts[rows, True] = gzip.compress(last.texts[rows, False], 5, mtime=0)
+            return last.texts[rows, packed], last.tag
 
 
-def page(index: Index | None, sizes: Mapping[str, Size] | None = None, *, writing: bool = True) -> str:
-    """The document's text."""
+def fresh(index: Index | None, sizes: Mapping[str, Size], *, writing: bool, tag: str) -> str:
+    """What a page that is open takes over, as JSON: the rows, and the parts of the document above them."""
+    rows = rows_of(index, sizes) if index else []
+    return _data(rows, tag, told=_told(index, writing=writing), problems=_problems(index))
+
+
+def _data(rows: list[dict[str, Any]], tag: str, **more: str) -> str:
+    columns = list(rows[0]) if rows else []
+    # A page whose script is of another release loads itself anew.
+    told = {"tag": tag, "script": _hash(_SCRIPT), "columns": columns, **more}
+    return json.dumps({**told, "rows": [list(row.values()) for row in rows]}, separators=(",", ":"))
+
+
+def page(
+    index: Index | None, sizes: Mapping[str, Size] | None = None, *, writing: bool = True, tag: str = ""
+) -> str:
+    """The document's text; its rows are known by `tag`."""
     rows = rows_of(index, sizes or {}) if index else []
     counts = Counter(row["state"] for row in rows)
     states = {state: counts[state] for state in STATES}
-    data = json.dumps(
-        {"columns": list(rows[0]) if rows else [], "rows": [list(row.values()) for row in rows]},
-        separators=(",", ":"),
-    )
+    data = _data(rows, tag)
     # It stands in a script element: nothing in it may look like that element's end.
     safe = data.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     return "\n".join(
@@ -186,7 +221,7 @@ def _frame(states: Mapping[str, int], total: int) -> str:
         '<div id="app" hidden><div class="bar"><label class="search">Search <input type="search" id="search" '
         'autocomplete="off" spellcheck="false" aria-keyshortcuts="/" placeholder="id, error, commit …  ( / )"></label>'
         f'<div role="group" aria-label="Show only these states">{buttons}</div>'
-        f'<span id="found" role="status">{total} environments</span></div>'
+        f'<span id="found" role="status">{total} environments</span><span id="asof"></span></div>'
         '<div id="scroll"><table id="table" role="grid" aria-label="Environments"><thead><tr></tr></thead>'
         "<tbody></tbody></table></div>"
         '<p class="hint">Keys: / search, ↑ ↓ Home End rows, Enter details, Esc back</p></div>'

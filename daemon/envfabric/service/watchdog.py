@@ -25,7 +25,9 @@ _EXTENSION = 60.0
 """Seconds that systemd is asked for, again and again, while a start waits."""
 
 
-class _Wait(NamedTuple):
+class Wait(NamedTuple):
+    """What the loop has declared to be away for; times are monotonic seconds."""
+
     what: str
     began: float
     until: float
@@ -39,7 +41,7 @@ class Watchdog:
         self._notifier = notifier
         self._describe = describe
         self._beat = time.monotonic()
-        self._wait: _Wait | None = None
+        self._wait: Wait | None = None
         self._ended = threading.Event()
         self._told = ""
 
@@ -51,7 +53,17 @@ class Watchdog:
     def declare(self, what: str, seconds: float = NAS_WAIT) -> None:
         """The loop does `what` now, which may take as long as this; until the next beat."""
         now = time.monotonic()
-        self._wait = _Wait(what, now, now + seconds)
+        self._wait = Wait(what, now, now + seconds)
+
+    def advance(self, what: str, seconds: float = NAS_WAIT) -> None:
+        """As `declare`, by a loop that gets on with what it declared: it waits since then, and may go on for longer."""
+        now, wait = time.monotonic(), self._wait
+        self._wait = Wait(what, now if wait is None else wait.began, now + seconds)
+
+    @property
+    def wait(self) -> Wait | None:
+        """What the loop waits for, in time or not; None while it goes round."""
+        return self._wait
 
     @property
     def heartbeat(self) -> float:
@@ -99,7 +111,7 @@ class Watchdog:
         if lines:
             self._notifier.tell(*lines)
 
-    def _line(self, wait: _Wait | None) -> str:
+    def _line(self, wait: Wait | None) -> str:
         now = time.monotonic()
         if wait is not None and now - wait.began >= _TICK:
             # In steps, so that a long wait does not make a line in each tick.

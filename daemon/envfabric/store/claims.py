@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 
 class Claim:
-    """A claim on names (spec ids, digests), in force as long as somebody holds it."""
+    """A claim on names (spec ids, digests, paths of interpreters), in force as long as somebody holds it."""
 
     __slots__ = ("__weakref__", "names")
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from envfabric.store.bases import Bases
 from envfabric.store.claims import Claims
 from envfabric.store.closures import digest_of
 from envfabric.store.files import Freed
+from envfabric.store.generations import NewerForm
 from envfabric.store.retention import Retention
 from envfabric.store.sweep import TOUCHED, Sweep, unasked, unlinked
 from envfabric.telemetry import logs
@@ -34,6 +36,8 @@ class Collected:
     removed: list[str] = field(default_factory=list)
     returned: list[str] = field(default_factory=list)
     """Closures that a killed collection had renamed away and that are leased: they are back."""
+    pythons: list[str] = field(default_factory=list)
+    """Interpreters below ROOT/pythons that nothing had needed for long enough."""
     generations: int = 0
     dropped: list[dict[str, Any]] = field(default_factory=list)
     """What was known of each generation that went: for the audit trail, which keeps it."""
@@ -42,6 +46,8 @@ class Collected:
     in_trash: int = 0
     """Entries of trash/ that wait for their time."""
     kept: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    held: str | None = None
+    """Why no closure went, whatever its use: there is a generation that this release does not understand."""
     leases: int = 0
     bytecode: tuple[int, int] | None = None
     """Compiled files in bytecode/ and their bytes on disk, as the last walk left them; None before the first."""
@@ -65,6 +71,7 @@ class Collector:
         self.retention = retention
         self._claims = claims
         self._check = check
+        self._bases = Bases(of, claims, check)
         self._log = logs.get()
         age = max(of.rules.grace, LEFTOVER_AGE)
         self._bytecode = Sweep(of.files, of.root.bytecode, age, unlinked, check, hurried=LEFTOVER_AGE)
@@ -83,6 +90,9 @@ class Collector:
         self.bring_back(done)
         plan = self.retention.plan()
         done.leases = plan.leases
+        done.held = plan.held
+        if plan.held is not None:
+            self._log.warning("no closure is collected", why=plan.held)
         if hurry:
             # First: on a full disk the rest may need the room.
             self._empty_trash(plan.now, 0.0, done)
@@ -105,10 +115,17 @@ class Collector:
                     done.kept[name] = ("a generation that a step of this daemon has claimed",)
                 elif name in runs:
                     done.kept[name] = ("a process of this host runs from it",)
-                elif self._remove(name, plan.now, noted=name in plan.noted):
+                elif (why := self._remove(name, plan.now, noted=name in plan.noted)) is None:
                     done.removed.append(name)
                 else:
-                    done.kept[name] = ("it came into use a moment ago",)
+                    done.kept[name] = (why,)
+        # After the closures: what only they used is unused since this moment.
+        try:
+            for name in self._bases.collect(plan):
+                done.pythons.append(name)
+        except OSError as error:
+            # They stay; what follows does not wait for them.
+            self._log.warning("pythons not collected", error=str(error))
         self._leases.sweep(plan.now)
         self._closures.recover(self._leftovers(plan.now))
         self._empty_trash(plan.now, 0.0 if hurry else self._rules.trash_age, done)
@@ -121,10 +138,16 @@ class Collector:
     def _drop(self, spec_id: str, number: int, done: Collected) -> bool:
         self._check()
         facts: dict[str, Any] = {"spec": spec_id, "generation": number}
-        # Read before it is in trash/. One whose metadata a hand has spoilt goes all the same.
-        with contextlib.suppress(OSError, AttributeError, TypeError):
+        try:
+            # Read before it is in trash/.
             if (known := self._generations.read(spec_id, number)) is not None:
                 facts = self._generations.facts(known)
+        except NewerForm:
+            # It has come since the plan's look.
+            return False
+        except (OSError, AttributeError, TypeError):
+            # One whose metadata a hand has spoilt goes all the same.
+            pass
 
         def action() -> bool:
             serving = self._serving() or {}
@@ -142,15 +165,18 @@ class Collector:
         self._log.info("generation dropped", spec=spec_id, generation=number)
         return True
 
-    def _remove(self, name: str, now: float, *, noted: bool) -> bool:
+    def _remove(self, name: str, now: float, *, noted: bool) -> str | None:
+        """Takes one out of the store; why it stays, where it does."""
         self._check()
+        why = "it came into use a moment ago"
         path = self._root.closure(name)
         trashed = self._root.trash / f"{name}.{uuid.uuid4().hex}"
         # Looked at outside of the lock: leases may lie on a mount that hangs, and every step claims.
         if self._leased(name, now):
-            return False
+            return why
 
         def action() -> bool:
+            nonlocal why
             serving = self._serving() or {}
             if any(one.name == name for served in serving.values() for one in served):
                 return False
@@ -160,12 +186,17 @@ class Collector:
             if noted and name not in self.retention.closures_left.known():
                 # Served again since the plan, and left once more: its grace period has only begun.
                 return False
-            self._files.rename(path, trashed)
+            try:
+                self._files.rename(path, trashed)
+            except PermissionError as error:
+                # Somebody else's, who called it like a closure: it keeps nothing else from being collected.
+                why = f"{error.strerror}: it belongs to another user"
+                return False
             return True
 
         # Under the lock of the claims: a step of this daemon that needs it comes before or after.
         if not self._claims.unless_claimed(digest_of(name), action):
-            return False
+            return why
         # A holder writes its lease first and looks for the closure then, we rename first and look for leases
         # then: one of the two sees the other.
         try:
@@ -176,12 +207,12 @@ class Collector:
             raise
         if leased:
             self._put_back(trashed, path)
-            return False
+            return why
         self._log.info("closure removed", digest=name)
         # Killed before this: the next plan forgets what is not in the store.
         self.retention.closures_left.forget(name)
         self._leases.clean(name, now)
-        return True
+        return None
 
     def _leased(self, name: str, now: float) -> bool:
         """Whether a lease is in force, or was given back so lately that the grace period has only begun."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from envfabric.core.ids import is_id
 from envfabric.store.files import Files
-from envfabric.store.root import SCHEMA, Root
+from envfabric.store.root import SCHEMA, Root, schema_of
 from envfabric.store.together import Together
 
 _HIGHEST = ".highest"
@@ -59,6 +59,18 @@ class Content:
     lock: bytes
 
 
+class NewerForm(OSError):
+    """A generation's file that a newer release wrote: not spoilt, and so neither replaced, dropped nor built over."""
+
+    def __str__(self) -> str:
+        return f"{self.filename} {self.strerror}"
+
+
+def _newer(path: Path, schema: int) -> NewerForm:
+    told = f"is of a newer version (schema {schema}, known: {SCHEMA}); use the release that wrote it"
+    return NewerForm(errno.ENOTSUP, told, str(path))
+
+
 class Generations:
     """The generations on one ROOT. One spec's generations are written by one thread at a time."""
 
@@ -80,15 +92,13 @@ class Generations:
     def read(self, spec_id: str, number: int) -> Generation | None:
         """One generation, or None where it is not there or not of a known form.
 
-        Raises `OSError` where it can't be read, or is of a newer form: that is no proof that it is not there.
+        Raises `OSError` where it can't be read, and `NewerForm`: that is no proof that it is not there.
         """
         path = self.folder(spec_id, number) / "metadata.json"
         try:
             raw = json.loads(path.read_bytes())
             if raw["schema"] > SCHEMA:
-                # What a newer release serves is not for this one to take for spoilt, to replace or to drop.
-                told = f"is of a newer version (schema {raw['schema']}, known: {SCHEMA}); use the release that wrote it"
-                raise OSError(errno.ENOTSUP, told, str(path))
+                raise _newer(path, raw["schema"])
             found = {
                 name: raw[name] for name in Generation.__slots__ if name not in {"spec", "number", *_LATER}
             }
@@ -96,6 +106,13 @@ class Generations:
             return Generation(spec=spec_id, number=number, **found)
         except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
             return None
+
+    def check_form(self, spec_id: str, number: int) -> None:
+        """Looks at the first bytes of a generation's file. Raises `OSError` as `read` does, also where it is gone."""
+        path = self.folder(spec_id, number) / "metadata.json"
+        schema = schema_of(path)
+        if schema is not None and schema > SCHEMA:
+            raise _newer(path, schema)
 
     def name_of(self, spec_id: str, number: int) -> str | None:
         """The closure that a generation uses, read off its link: also where its metadata is spoilt.

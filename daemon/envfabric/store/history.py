@@ -20,10 +20,19 @@ LOOK_BACK = 64 << 20
 _TAIL = 1 << 20
 """Bytes of it in which a start looks for what was told last."""
 WAITING = 30_000
-"""Events that are kept for a NAS that is away: about 20 MB."""
+"""Events that are kept for a NAS that is away: about 20 MB. A spec's failures that say the same again go first."""
 _OF_CLOSURES = (b'"event": "collected"', b'"event": "damaged"')
 """How the lines are told that name a closure and no spec."""
 _OF_SERVING = (b'"event": "serves"', b'"event": "removed"', b'"event": "generation"')
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """An event that is not written yet."""
+
+    text: str
+    same: tuple[Any, ...] | None
+    """Of a failure what makes another one say the same: its spec, commit and reason."""
 
 
 @dataclass(slots=True)
@@ -46,7 +55,8 @@ class History:
         self._root = root
         self._files = files
         self._check = check
-        self._waiting: list[str] = []
+        self._waiting: list[_Line] = []
+        self._left_out = 0
         self._whole: Path | None = None
         self._log = logs.get()
 
@@ -55,7 +65,8 @@ class History:
         # Value by value: in the finished line a secret of digits could be half a number, and one with a quote is
         # spelt otherwise.
         told = {name: _redacted(value) for name, value in details.items()}
-        self._waiting.append(json.dumps({"at": now(), "event": event, **told}))
+        same = tuple(map(details.get, ("spec", "commit", "reason"))) if event == "failed" else None
+        self._waiting.append(_Line(json.dumps({"at": now(), "event": event, **told}), same))
 
     def flush(self) -> None:
         """Appends what was noted. A trail that can't be written stops nothing: it is tried again.
@@ -65,23 +76,41 @@ class History:
         if not self._waiting:
             return
         path = self._root.history / f"{now()[:7]}.jsonl"
-        data = "".join(f"{line}\n" for line in self._waiting).encode()
         try:
             self._root.require_marker()
             self._check()
             # A line that a crash or a full disk has cut ends here: it takes no other with it.
             cut = path != self._whole and _is_cut(path)
             self._whole = None
+            data = "".join(f"{line.text}\n" for line in self._waiting).encode()
             self._files.append(path, b"\n" + data if cut else data)
         except LostWriter:
             raise
         except (OSError, StoreError) as error:
-            self._log.warning("history not written", error=str(error))
-            # Bounded: a NAS that is away for long costs the oldest events, not the memory.
-            del self._waiting[:-WAITING]
+            self._left_out += self._shorten()
+            self._log.warning("history not written", error=str(error), left_out=self._left_out)
             return
         self._whole = path
         self._waiting.clear()
+        self._left_out = 0
+
+    def _shorten(self) -> int:
+        """Keeps what waits within its bound: a NAS that is away for long costs events, not the memory."""
+        waiting, excess = self._waiting, len(self._waiting) - WAITING
+        if excess <= 0:
+            return 0
+        # Thousands of specs that fail again with each try would push out what nobody can find out later: who ordered
+        # what, and what was served. What a try says once more goes first, the newest of these before older ones.
+        seen: set[tuple[Any, ...]] = set()
+        again = []
+        for place, line in enumerate(waiting):
+            if line.same is not None:
+                if line.same in seen:
+                    again.append(place)
+                seen.add(line.same)
+        gone = set(again[-excess:])
+        self._waiting = [line for place, line in enumerate(waiting) if place not in gone][-WAITING:]
+        return excess
 
     def last_sequence(self) -> int:
         """The highest sequence of an index that the trail's end names; 0 for none. Raises `OSError`."""

@@ -14,7 +14,7 @@ from envfabric.store.root import Root
 
 
 class Left:
-    """When closures and specs went out of use, on one ROOT. `kind` is 'closures' or 'specs'."""
+    """When things went out of use, on one ROOT. `kind` is 'closures', 'specs' or 'pythons'."""
 
     def __init__(self, root: Root, files: Files, kind: str) -> None:
         self._root = root

@@ -1,4 +1,4 @@
-"""Which closures the processes of this host run from, so that the collector leaves those alone.
+"""Which closures and interpreters the processes of this host run from, so that the collector leaves those alone.
 
 Reads /proc and links of ROOT, changes nothing, and says too much rather than too little. It can't see:
 processes of other hosts; what another user's process has loaded (its maps need that user or root, its
@@ -19,6 +19,8 @@ from envfabric.store.generations import Generations
 from envfabric.store.root import Root
 
 _NAME = rb"[A-Za-z0-9][A-Za-z0-9._-]*"
+# That of one without the lock has a plus: cpython-3.14.0+freethreaded-linux-x86_64-gnu.
+_PYTHON = rb"[A-Za-z0-9][A-Za-z0-9._+-]*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class Running:
     """Names below ROOT/store."""
     specs: set[str] = field(default_factory=set)
     """Ids whose path below ROOT/envs was used: which of their generations it was then is not known."""
+    pythons: dict[str, str] = field(default_factory=dict)
+    """Names below ROOT/pythons, each with the number of a process."""
 
 
 def running(root: Root, proc: Path = Path("/proc")) -> Running:
@@ -46,19 +50,23 @@ def running(root: Root, proc: Path = Path("/proc")) -> Running:
     stored = re.compile(_below(root, "store") + b"/(" + _NAME + b")")
     served = re.compile(_below(root, "envs") + b"/(" + _NAME + b"/" + _NAME + b")")
     generated = re.compile(_below(root, "generations") + b"/(" + _NAME + b"/" + _NAME + rb")/(\d+)")
+    based = re.compile(_below(root, "pythons") + b"/(" + _PYTHON + b")")
     closures: set[bytes] = set()
     specs: set[bytes] = set()
     generations: set[tuple[bytes, bytes]] = set()
+    pythons: dict[str, str] = {}
     for process in processes:
         # The maps have the paths that symlinks led to; deleted files stand there, too, under their old path.
-        closures.update(stored.findall(_content(f"{proc}/{process}/maps")))
+        maps = _content(f"{proc}/{process}/maps")
+        closures.update(stored.findall(maps))
         # Anywhere in it: an interpreter may stand within an argument, as in `sh -c "exec …"`. A path
         # that only looks like ROOT's keeps a closure too long, which does no harm.
         line = re.sub(rb"//+", b"/", _content(f"{proc}/{process}/cmdline"))
         closures.update(stored.findall(line))
         specs.update(served.findall(line))
         generations.update(generated.findall(line))
-    found = Running({os.fsdecode(name) for name in closures})
+        pythons.update((os.fsdecode(name), process) for name in based.findall(maps) + based.findall(line))
+    found = Running({os.fsdecode(name) for name in closures}, pythons=pythons)
     found.specs.update(spec for raw in specs if is_id(spec := os.fsdecode(raw)))
     kept = Generations(root, Files())
     for raw, number in generations:

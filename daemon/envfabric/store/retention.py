@@ -4,8 +4,7 @@ A closure is kept while the index, a retained generation, a lease, a process of 
 this daemon uses it, and for the grace period after the last of them. Whatever can't be read counts as
 in use. Removes nothing.
 
-Each plan costs one look at every spec's folder and at what claims something; what never changes (a
-generation's closure and age) and what a folder's stamp says is as it was is remembered.
+Each plan costs one look at every spec's folder and at what claims something, see store/known.
 """
 
 import contextlib
@@ -13,7 +12,6 @@ import errno
 import os
 import re
 import stat
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -23,6 +21,7 @@ from envfabric.core.errors import StoreError
 from envfabric.store.closures import Closures
 from envfabric.store.files import Files, Freed
 from envfabric.store.generations import Generations
+from envfabric.store.known import Known
 from envfabric.store.leases import Leased, Leases
 from envfabric.store.left import Left
 from envfabric.store.pins import Pins
@@ -31,9 +30,6 @@ from envfabric.store.root import Root
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 """What can be a closure's name; what else lies in store/ is somebody's, and stays."""
-_SETTLED = 2.0
-"""Seconds for which a folder has to be unchanged before its stamp is believed: two changes within one tick of
-the server's clock have the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +66,8 @@ class Seen:
     pins: dict[str, int]
     numbers: dict[str, tuple[int, ...]]
     """The generations of every spec that has any, highest first."""
+    unknown: dict[str, str]
+    """Specs of whose generations one can't be understood, and why: what that one uses is not known either."""
     leases: dict[str, Leased]
     present: list[str]
     """What lies in store/."""
@@ -90,6 +88,13 @@ class Plan:
     """Generations that are no longer retained, as (spec id, number)."""
     leases: int = 0
     """Leases that are in force."""
+
+    @property
+    def held(self) -> str | None:
+        """Why no closure goes by this plan; None where they do."""
+        whys = list(self.seen.unknown.values())
+        more = f" (and {len(whys) - 1} more)" if len(whys) > 1 else ""
+        return f"what a generation uses is not known: {whys[0]}{more}" if whys else None
 
     @property
     def now(self) -> float:
@@ -126,17 +131,6 @@ class Holdings:
     """None where nothing is published: then nothing can be told."""
 
 
-@dataclass(slots=True)
-class _Known:
-    """What is remembered of one spec's generations."""
-
-    stamp: tuple[int, int] | None
-    """Inode and mtime of its folder; None where it was too young to be believed."""
-    numbers: tuple[int, ...]
-    names: dict[int, str] = field(default_factory=dict)
-    made: dict[int, float] = field(default_factory=dict)
-
-
 class Retention:
     """What is retained on one ROOT. One call at a time; any thread."""
 
@@ -146,7 +140,7 @@ class Retention:
         self._closures = holdings.closures
         self._generations = holdings.generations
         self._rules = holdings.rules
-        self._known: dict[str, _Known] = {}
+        self._known = Known(holdings.root, holdings.generations)
         self.closures_left = Left(holdings.root, holdings.files, "closures")
         self.specs_left = Left(holdings.root, holdings.files, "specs")
 
@@ -197,37 +191,11 @@ class Retention:
             now=now,
             running=self.running(),
             pins={spec_id: pin.generation for spec_id, pin in self.holdings.pins.all().items()},
-            numbers=self._look_at_specs(now),
+            numbers=self._known.look(now),
+            unknown=self._known.not_understood(),
             leases=self.holdings.leases.survey(now),
             present=sorted(name for name in os.listdir(self._root.store) if not name.startswith(".")),
         )
-
-    def _look_at_specs(self, now: float) -> dict[str, tuple[int, ...]]:
-        known = {}
-        for spec_id in self._generations.specs():
-            folder = self._root.generations / spec_id
-            try:
-                # Before it is listed: what comes between the two changes the stamp of the next look.
-                status = os.stat(folder)
-            except FileNotFoundError:
-                continue
-            stamp = (status.st_ino, status.st_mtime_ns)
-            old = self._known.get(spec_id)
-            if old is None or old.stamp != stamp:
-                numbers = tuple(sorted(self._generations.numbers(spec_id), reverse=True))
-                # A second change may have the same time as the first; not so once the clock has gone on.
-                settled = status.st_mtime + _SETTLED < now
-                new = _Known(stamp if settled else None, numbers)
-                if old is not None:
-                    # A number is never given twice, and a generation never changes.
-                    new.names = {one: old.names[one] for one in numbers if one in old.names}
-                    new.made = {one: old.made[one] for one in numbers if one in old.made}
-                old = new
-            known[spec_id] = old
-        # A spec's folder that vanished with its mount looks as if it had no generations: that is not remembered.
-        self._root.require_marker()
-        self._known = known
-        return {spec_id: one.numbers for spec_id, one in known.items() if one.numbers}
 
     def _decide(self, seen: Seen, serving: Served, *, dry: bool) -> Plan:
         reasons: dict[str, list[str]] = defaultdict(list)
@@ -251,13 +219,14 @@ class Retention:
         """What the processes of this host run from; nothing where the settings say not to look."""
         return running(self._root) if self._rules.scan else Running(set(), set())
 
-    def estimate(self, plan: Plan) -> Estimate:
-        """What removing all that goes by a plan, and all that is in trash/, would give back."""
+    def estimate(self, plan: Plan, pythons: Iterable[str] = ()) -> Estimate:
+        """What removing all that goes by a plan, these of pythons/, and all that is in trash/, would give back."""
         links: Counter[tuple[int, int]] = Counter()
         known: dict[tuple[int, int], os.stat_result] = {}
         closures = (self._root.closure(name) for name in plan.remove)
         dropped = (self._generations.folder(spec_id, number) for spec_id, number in plan.drop)
-        for path in [*closures, *dropped, *self._root.trash.iterdir()]:
+        bases = (self._root.pythons / name for name in pythons)
+        for path in [*closures, *dropped, *bases, *self._root.trash.iterdir()]:
             for status in _walk(str(path)):
                 links[status.st_dev, status.st_ino] += 1
                 known[status.st_dev, status.st_ino] = status
@@ -288,13 +257,15 @@ class Retention:
         by_people = spec_id in seen.running.specs
         for place, number in enumerate(numbers):
             retained = number in served or number == seen.pins.get(spec_id) or by_people
+            # A newer release may count on any of those beside its own.
+            retained = retained or spec_id in seen.unknown
             if not retained and not gone:
                 retained = place < self._rules.generations or self._young(spec_id, number, seen.now)
             if not retained:
                 plan.drop.append((spec_id, number))
                 continue
             # What serves a generation names its closure: its link is read once it is the only one that does.
-            name = served.get(number) or self.name_of(spec_id, number)
+            name = served.get(number) or self._known.name_of(spec_id, number)
             # From a damaged closure nothing is served again: a generation holds it no longer.
             if name is not None and (by_people or name not in self._closures.damaged()):
                 reasons[name].append(f"generation {number} of {spec_id}")
@@ -315,6 +286,9 @@ class Retention:
         age = _age(now, max((at for at in ends if at is not None), default=now))
         if age < self._rules.grace:
             plan.kept[name] = (f"unused for {_span(age)}, the grace period is {_span(self._rules.grace)}",)
+            return
+        if plan.held is not None:
+            plan.kept[name] = (plan.held,)
             return
         plan.remove.append(name)
         if since is not None and not dry:
@@ -341,24 +315,12 @@ class Retention:
         return pin.generation if pin else None
 
     def name_of(self, spec_id: str, number: int) -> str | None:
-        """The closure that a generation uses, read once; None where there is no such link. Raises `OSError`."""
-        known = self._known.get(spec_id)
-        if known is not None and number in known.names:
-            return known.names[number]
-        name = self._generations.name_of(spec_id, number)
-        if name is not None and known is not None:
-            # Only what was read is remembered: while a mount is away every link looks missing.
-            known.names[number] = sys.intern(name)
-        return name
+        """The closure that a generation uses; None where it has no link to one. Raises `OSError`."""
+        return self._known.name_of(spec_id, number)
 
     def _young(self, spec_id: str, number: int, now: float) -> bool:
-        made = self._known[spec_id].made
-        if number not in made:
-            try:
-                made[number] = self._generations.folder(spec_id, number).stat().st_mtime
-            except FileNotFoundError:
-                return False
-        return now - made[number] < self._rules.generation_age
+        made = self._known.made(spec_id, number)
+        return made is not None and now - made < self._rules.generation_age
 
     def _clock(self, *, dry: bool) -> float:
         try:

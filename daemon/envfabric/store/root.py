@@ -100,19 +100,25 @@ def check_schema(root: Root) -> dict[str, object]:
     """
     content = read_marker(root)
     try:
-        with root.index.open("rb") as file:
-            # Every release writes the schema first: of a large index a few bytes are read.
-            found = _HEAD.match(file.read(64))
+        schema = schema_of(root.index)
     except FileNotFoundError:
         return content
     except OSError as error:
         raise ConfigError(f"{root.index} can't be read: {error.strerror}") from error
-    if found and int(found[1]) > SCHEMA:
+    if schema is not None and schema > SCHEMA:
         raise ConfigError(
-            f"{root.index} is of a newer version (schema {int(found[1])}, known: {SCHEMA}), and nothing was changed. "
+            f"{root.index} is of a newer version (schema {schema}, known: {SCHEMA}), and nothing was changed. "
             "Use the release that wrote it, or see docs/operations.md for the way back."
         )
     return content
+
+
+def schema_of(path: Path) -> int | None:
+    """The form that a file on ROOT says it is of; None where it says nothing. Raises `OSError`."""
+    with path.open("rb") as file:
+        # Every release writes it first: of a large file a few bytes are read.
+        found = _HEAD.match(file.read(64))
+    return int(found[1]) if found else None
 
 
 def check_path(path: Path) -> Path:

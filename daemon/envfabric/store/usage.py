@@ -11,7 +11,7 @@ import os
 import stat
 import sys
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +32,13 @@ class Totals:
 class Usage:
     """The inodes of every closure in the store. Not safe for threads: the loop owns it."""
 
-    def __init__(self, root: Root, files: Files) -> None:
+    def __init__(
+        self, root: Root, files: Files, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> None:
+        """`progress` hears, before each closure of a full count, how many of how many are counted."""
         self._root = root
         self._files = files
+        self._progress = progress
         self._links: Counter[int] = Counter()
         self._physical = 0
         self._logical: dict[str, int] = {}
@@ -55,7 +59,9 @@ class Usage:
         self._physical = 0
         if keep:
             self._forget_all_but(present)
-        for digest, inode in present.items():
+        for done, (digest, inode) in enumerate(present.items()):
+            # One whose record is not believed is walked, which may take minutes: its caller is not hung all the same.
+            self._progress(done, len(present))
             self.add(digest, keep=keep, holds=inode)
 
     def add(
