@@ -13,25 +13,55 @@ from support.fabric import Fabric
 from support.simple_index import SimpleIndex
 from support.spec_repo import SpecRepo
 
-_OF_THE_DEMO = ("tests/examples/test_demo.py", "tests/examples/test_ray.py")
-_ON_RAY = ("tests/on_ray/", "tests/farm/test_on_cluster.py")
+_TOGETHER = {
+    "ray": ("tests/on_ray/", "tests/farm/test_on_cluster.py"),
+    "demo": ("tests/examples/test_demo.py", "tests/examples/test_ray.py"),
+    "observing": ("tests/observing/test_scenario.py",),
+    "recipes": ("tests/recipes/",),
+    "steps": ("tests/faults_of_disk/test_each_step.py",),
+    "page": ("tests/page/",),
+    "orders": ("tests/orders/test_status_", "tests/orders/test_requests.py"),
+    "rollback": ("tests/orders/test_rollback.py",),
+    "drift": ("tests/reconciling/test_drift.py", "tests/reconciling/test_supersede.py"),
+    "client": ("tests/test_client.py",),
+    "recovery": ("tests/recovery/test_disasters.py",),
+    "hostile": ("tests/hostile/test_collection.py",),
+}
+"""What one worker does, as it begins with something that takes longer than each of these tests: how it is called, and
+the beginnings of its tests' names. The first ones are begun first, and take longest."""
+_LONG = (
+    "tests/test_code.py",
+    "tests/test_bench.py",
+    "tests/test_two_daemons.py",
+    "tests/reconciling/",
+    "tests/loop/test_scale_bench.py",
+    "tests/faults/",
+    "tests/faults_of_disk/",
+)
+_SHORT = ("tests/specs/", "tests/index/", "tests/build/", "tests/service/", "tests/store/")
+"""Tests of a second and more, and tests of a moment: these come last, so that no worker is alone in the end."""
+
+
+def _together(nodeid: str) -> str | None:
+    return next((name for name, begin in _TOGETHER.items() if nodeid.startswith(begin)), None)
+
+
+def _rank(item: pytest.Item) -> tuple[int, int]:
+    """Where a test stands among the others; those of one rank stay in their order."""
+    name = _together(item.nodeid)
+    if name is not None:
+        return (0, list(_TOGETHER).index(name))
+    return (1 if item.nodeid.startswith(_LONG) else 3 if item.nodeid.startswith(_SHORT) else 2, 0)
 
 
 class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """One worker has all tests of the demo, begun first: what it builds is large, and it is made once.
+    """A test goes to the next worker that is free; what has to be made once for several goes to one, as a whole.
 
-    Another one has all that start a Ray cluster, so that there is one cluster at a time.
+    There is one cluster of Ray at a time, and one demo: what they build is large.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        if nodeid.startswith(_ON_RAY):
-            return "ray"
-        if nodeid.startswith("tests/recipes/"):
-            return "recipes"
-        if nodeid.startswith("tests/observing/test_scenario.py"):
-            # One story, which takes more than a minute, for all its tests.
-            return "observing"
-        return "demo" if nodeid.startswith(_OF_THE_DEMO) else nodeid
+        return _together(nodeid) or nodeid
 
 
 def pytest_configure() -> None:
@@ -40,12 +70,14 @@ def pytest_configure() -> None:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """How tests are handed to the workers."""
+    """How tests are handed to the workers: in the order that they have here, not by their numbers."""
+    config.option.loadscopereorder = False
     return _Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What needs root is not for an ordinary user: deselected, and counted as such."""
+    """Long ones come first. What needs root is not for an ordinary user: deselected, and counted as such."""
+    items.sort(key=_rank)
     if os.geteuid() == 0:
         return
     needing = [item for item in items if item.get_closest_marker("root")]

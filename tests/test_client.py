@@ -15,6 +15,8 @@ import envfabric
 from envfabric.client import commands
 from envfabric.client.index import find_root
 from support.fabric import Fabric
+from support.saved import Saved
+from support.simple_index import SimpleIndex
 
 PACKAGE = Path(envfabric.__file__).parent
 PATCH = f"3.{sys.version_info[1]}.99"
@@ -27,17 +29,25 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "ray", raising=False)
 
 
-@pytest.fixture
-def served(fabric: Fabric) -> Fabric:
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, packages: SimpleIndex) -> Saved:
     """One environment that is ready, one that failed, one for Ray whose ray is a stand-in wheel."""
-    fabric.packages.add_wheel("ray", "9.9")
-    runtime = '[tool.envfabric.runtime-env]\nenv_vars = { OMP_NUM_THREADS = "4" }\nexcludes = ["*.log"]\n'
-    fabric.repo.spec("wf/ready", ["alpha"], table=runtime)
-    fabric.repo.spec("wf/ray", ["ray"], table=runtime + 'working_dir = "s3://bucket/code.zip"')
-    fabric.repo.spec("wf/failed", ["no-such-thing"])
-    fabric.repo.commit()
-    fabric.run_once(expect=1)
-    return fabric
+
+    def make(fabric: Fabric) -> None:
+        fabric.packages.add_wheel("ray", "9.9")
+        runtime = '[tool.envfabric.runtime-env]\nenv_vars = { OMP_NUM_THREADS = "4" }\nexcludes = ["*.log"]\n'
+        fabric.repo.spec("wf/ready", ["alpha"], table=runtime)
+        fabric.repo.spec("wf/ray", ["ray"], table=runtime + 'working_dir = "s3://bucket/code.zip"')
+        fabric.repo.spec("wf/failed", ["no-such-thing"])
+        fabric.repo.commit()
+        fabric.run_once(expect=1)
+
+    return Saved(tmp_path_factory.mktemp("client"), packages, make)
+
+
+@pytest.fixture
+def served(saved: Saved) -> Fabric:
+    return saved.again()
 
 
 def test_python_gives_the_immutable_interpreter(served: Fabric, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,17 @@
 """A prepared ROOT with real uv on it, a package index that a test may change, and specs from few words."""
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from envfabric.build import scope as scope_module
+from envfabric.build import uv as uv_module
 from envfabric.build.environment import Builder
 from envfabric.build.interpreters import Interpreter, inspect
 from envfabric.build.resolve import Resolver
@@ -19,8 +24,51 @@ from envfabric.store.prepare import init_root
 from envfabric.store.root import Root
 from support.fabric import BASE_PYTHON
 from support.simple_index import SimpleIndex
+from support.waiting import wait_for
 
 MakeSpec = Callable[..., Spec]
+HOUR = 3600
+
+
+class Clock:
+    """The clock of uv's processes and steps, which a test puts forward: no limit is over before what it is to end has
+    begun, however slow the machine is."""
+
+    def __init__(self) -> None:
+        self._ahead = 0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self._ahead
+
+    def put_forward(self) -> None:
+        """By an hour."""
+        self._ahead += HOUR
+
+    @contextlib.contextmanager
+    def put_forward_once(self, begun: Callable[[], object]) -> Iterator[None]:
+        """Puts it forward while the block runs, as soon as something is true."""
+
+        def wait() -> None:
+            try:
+                wait_for(begun, message="it did not begin")
+            finally:
+                self.put_forward()
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        try:
+            yield
+        finally:
+            waiting.join()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Every limit that is set from now on is read off it."""
+    made = Clock()
+    for module in (uv_module, scope_module):
+        monkeypatch.setattr(module, "time", made)
+    return made
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from build.conftest import HOUR, Clock
 from envfabric.build import compiling
 from envfabric.build.compiling import Compiled, Compiling
 from envfabric.build.interpreters import Interpreter
@@ -314,6 +315,7 @@ def test_endless_compiler_is_ended(
     python: Interpreter,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    clock: Clock,
 ) -> None:
     """The time limit of a build holds for its workers, too: none outlives it."""
     pids = tmp_path / "pids"
@@ -322,10 +324,10 @@ def test_endless_compiler_is_ended(
         monkeypatch,
         f"    open({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\n    import time; time.sleep(300)\n",
     )
-    slow = Counted(root, timeout=5)
+    slow = Counted(root, timeout=HOUR)
     giving = Compiling(Bytecode(root, files), files, slow, workers=2)
     fill(staging, {f"m{number}.py": f"N = {number}\n" for number in range(40)})
-    with pytest.raises(SpecError) as caught:
+    with clock.put_forward_once(pids.exists), pytest.raises(SpecError) as caught:
         give(giving, python, staging)
     assert caught.value.reason == Reason.TIMEOUT
     wait_for(lambda: not any(map(_lives, pids.read_text().split())), message="a worker outlived its build")

@@ -216,6 +216,24 @@ def test_deeply_nested_wheel_is_refused(
     assert list(root.staging.iterdir()) == list(root.store.iterdir()) == []
 
 
+def test_set_that_is_not_the_planned_one_is_told_with_what_uv_said(
+    root: Root, files: Files, closures: Closures, index: SimpleIndex, recipe: MakeRecipe
+) -> None:
+    """Where uv ended well and something is missing, the environment is refused, and the log has uv's own words."""
+
+    class Idle(Uv):
+        def run(self, arguments: Sequence[str], **details: Any) -> Finished:
+            if arguments[0] == "sync":
+                return Finished(0, "", "error: No child processes", 0.0)
+            return super().run(arguments, **details)
+
+    error = refusal(Builder(closures, files, Idle(root, timeout=60, index=index.url)), recipe("alpha"))
+    assert error.reason is Reason.VALIDATION
+    assert "differs from its lock in alpha" in error.message
+    assert "error: No child processes" in error.output
+    assert list(root.store.iterdir()) == []
+
+
 def test_interpreter_that_changed_is_told(
     builder: Builder, recipe: MakeRecipe, root: Root, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from build.conftest import HOUR, Clock
 from envfabric.build import uv
 from envfabric.build.scope import Scope, Stopped
 from envfabric.build.uv import LOCK_MEMORY, Finished, Uv, failure
@@ -97,16 +98,16 @@ def test_index_credentials_reach_the_index(root: Root, tmp_path: Path) -> None:
     assert "hidden" not in (project / "uv.lock").read_text() + done.stdout + done.stderr
 
 
-def test_timeout_ends_the_whole_process_group(root: Root, tmp_path: Path) -> None:
+def test_timeout_ends_the_whole_process_group(root: Root, tmp_path: Path, clock: Clock) -> None:
     """After the time limit the process and its children are gone, and the error says what to raise."""
     pids = tmp_path / "pids"
     pids.mkdir()
-    with pytest.raises(SpecError) as caught:
-        Uv(root, timeout=1).run_command(
+    with clock.put_forward_once(lambda: len(read_pids(pids)) == 2), pytest.raises(SpecError) as caught:
+        Uv(root, timeout=HOUR).run_command(
             ["sh", "-c", SPAWN.format(pids=pids)], cwd=tmp_path, hold=None, env={"PATH": os.environ["PATH"]}
         )
     assert caught.value.reason is Reason.TIMEOUT
-    assert "ran longer than 1 s" in caught.value.message
+    assert "ran longer than 3600 s" in caught.value.message
     assert "build_timeout" in caught.value.message
     found = read_pids(pids)
     assert len(found) == 2
@@ -212,23 +213,24 @@ def test_of_index_variables_only_credentials_pass(
         assert name not in Uv(root).environment(fleet=fleet)
 
 
-def test_child_that_left_the_group_is_ended(root: Root, tmp_path: Path) -> None:
+def test_child_that_left_the_group_is_ended(root: Root, tmp_path: Path, clock: Clock) -> None:
     """After the time limit a process with a group of its own, which the group's end missed, is gone too."""
     script = f"setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 600' & wait"
-    with pytest.raises(SpecError) as caught:
-        Uv(root, timeout=2).run_command(
+    with clock.put_forward_once(lambda: _number(tmp_path / "pid")), pytest.raises(SpecError) as caught:
+        Uv(root, timeout=HOUR).run_command(
             ["sh", "-c", script], cwd=tmp_path, hold=None, env={"PATH": os.environ["PATH"]}
         )
     assert caught.value.reason is Reason.TIMEOUT
-    pid = int((tmp_path / "pid").read_text())
+    pid = _number(tmp_path / "pid")
+    assert pid is not None
     wait_for(lambda: ended(pid), message="it lives on")
 
 
 @pytest.mark.parametrize("how", ["timeout", "scope", "stop"])
-def test_child_that_gave_up_all_blocks_nobody(root: Root, tmp_path: Path, how: str) -> None:
+def test_child_that_gave_up_all_blocks_nobody(root: Root, tmp_path: Path, clock: Clock, how: str) -> None:
     """One that left the group and its environment and keeps the pipes is not waited for, however the end came."""
     script = f"setsid env -i sh -c 'echo $$ > {tmp_path}/pid; exec sleep 600' & wait"
-    uv = Uv(root, timeout=2 if how == "timeout" else 600)
+    uv = Uv(root, timeout=HOUR)
     scope = Scope()
     heard: list[BaseException] = []
 
@@ -249,6 +251,8 @@ def test_child_that_gave_up_all_blocks_nobody(root: Root, tmp_path: Path, how: s
             scope.end()
         elif how == "stop":
             uv.stop()
+        else:
+            clock.put_forward()
         thread.join(60)
         assert [type(error) for error in heard] == [SpecError if how == "timeout" else Stopped]
         assert not ended(pid), "the trap is live: the child holds the pipes"
@@ -263,21 +267,21 @@ def _number(path: Path) -> int | None:
     return int(text) if text else None
 
 
-def test_a_steps_time_is_that_of_all_its_processes(root: Root, tmp_path: Path) -> None:
+def test_a_steps_time_is_that_of_all_its_processes(root: Root, tmp_path: Path, clock: Clock) -> None:
     """The limit ends a step's second process, which alone had time enough, with its grandchildren, and says so."""
     pids = tmp_path / "pids"
     pids.mkdir()
-    uv = Uv(root, timeout=600)
+    uv = Uv(root, timeout=2 * HOUR)
     env = {"PATH": os.environ["PATH"]}
-    with Scope("building wf/a", limit=2).entered():
+    with Scope("building wf/a", limit=HOUR).entered():
         assert uv.run_command(["sh", "-c", "exit 3"], cwd=tmp_path, hold=None, env=env).code == 3
-        with pytest.raises(SpecError) as caught:
+        with clock.put_forward_once(lambda: len(read_pids(pids)) == 2), pytest.raises(SpecError) as caught:
             uv.run_command(["sh", "-c", SPAWN.format(pids=pids)], cwd=tmp_path, hold=None, env=env)
         found = read_pids(pids)
-        with pytest.raises(SpecError, match="building wf/a ran longer than 2 s"):
+        with pytest.raises(SpecError, match="building wf/a ran longer than 3600 s"):
             uv.run_command(["touch", str(tmp_path / "third")], cwd=tmp_path, hold=None, env=env)
     assert caught.value.reason is Reason.TIMEOUT
-    assert "building wf/a ran longer than 2 s and was ended, during sh -c" in caught.value.message
+    assert "building wf/a ran longer than 3600 s and was ended, during sh -c" in caught.value.message
     assert "build_timeout" in caught.value.message
     assert len(found) == 2
     wait_for(lambda: all(map(ended, found)), message="a child lives on")

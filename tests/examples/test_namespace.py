@@ -63,9 +63,14 @@ def test_orphans_end_with_the_command(tmp_path: Path, isolate: bool) -> None:
 def test_time_is_limited(tmp_path: Path, isolate: bool) -> None:
     """A command that takes too long is ended with its daemons, and what it had printed is told."""
     command = [sys.executable, "-c", DAEMON, "stay"]
-    with pytest.raises(TimeoutError, match="longer than 2 s\nit began"):
-        run_alone(command, env=ENVIRONMENT, cwd=tmp_path, timeout=2, isolate=isolate)
-    assert is_gone(tmp_path)
+    # On a machine with other work it may not even begin within the first.
+    for limit in (2, 20, 120):
+        with pytest.raises(TimeoutError) as caught:
+            run_alone(command, env=ENVIRONMENT, cwd=tmp_path, timeout=limit, isolate=isolate)
+        assert is_gone(tmp_path)
+        if (tmp_path / "began").exists():
+            break
+    assert f"longer than {limit} s\nit began" in str(caught.value)
 
 
 @both

@@ -37,13 +37,13 @@ def barracks(ground: Ground) -> Iterator[Barracks]:
 
 @pytest.mark.timeout(600)
 def test_rounds_end_well(tmp_path: Path) -> None:
-    """Killed at twelve moments of its work, the daemon leaves a working index each time and comes back to it."""
+    """Killed at six moments of its work, the daemon leaves a working index each time and comes back to it."""
     some = ("change", "new", "rollback", "gc", "restart")
-    result = play(tmp_path, rounds=12, seed=7, operations=some, profiles=1)
+    result = play(tmp_path, rounds=6, seed=7, operations=some, profiles=1)
     Files().remove_tree(tmp_path / "nas")
-    assert result.rounds == 12
+    assert result.rounds == 6
     # A moment may not come, where a machine is busy; most do.
-    assert result.kills >= 6
+    assert result.kills >= 3
     assert sum(result.drawing.hits.values()) == result.kills + result.restarts_killed
     assert len(result.drawing.seen) > 60
     assert result.looks > 0

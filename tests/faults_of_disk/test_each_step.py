@@ -18,6 +18,8 @@ from envfabric.store.files import Files
 from faults_of_disk.inside import daemon, kind_of, surroundings
 from store.small_venv import assert_whole
 from support.fabric import Fabric
+from support.simple_index import SimpleIndex
+from support.spec_repo import SpecRepo
 
 CODES = [
     errno.ENOSPC,
@@ -81,10 +83,11 @@ class Quick:
         return 0
 
 
-@pytest.fixture
-def changing(fabric: Fabric, monkeypatch: pytest.MonkeyPatch) -> Iterator[Changing]:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr(files_module, "_LIBC", Quick())
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, packages: SimpleIndex) -> Changing:
+    """It is made once; each try restores it."""
+    folder = tmp_path_factory.mktemp("steps")
+    fabric = Fabric(folder, packages, SpecRepo(folder / "specs"))
     for requirement in ("alpha", "beta"):
         # Committed locks: no index has to be asked, and no resolution differs from the one before.
         folder = fabric.repo.spec("wf/a", [requirement], index=fabric.packages.url).parent
@@ -109,7 +112,15 @@ def changing(fabric: Fabric, monkeypatch: pytest.MonkeyPatch) -> Iterator[Changi
         index = daemon(fabric, step).run_once()
         assert index is not None
         assert index.entries["wf/a"].state == "ready"
-        yield Changing(fabric, base, kinds)
+    return Changing(fabric, base, kinds)
+
+
+@pytest.fixture
+def changing(made: Changing, monkeypatch: pytest.MonkeyPatch) -> Iterator[Changing]:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(files_module, "_LIBC", Quick())
+    with surroundings(made.fabric):
+        yield made
 
 
 def chosen(kinds: list[tuple[str, int]], code: int) -> list[tuple[str, int]]:

@@ -21,6 +21,7 @@ from envfabric.store.generations import Generations
 from envfabric.store.root import Root
 from envfabric.store.writer import LostWriter, Writer
 from store.faults import each_fault
+from support.waiting import wait_for
 
 READY = Entry("ready", "t1", "c1", serving="d1", generation=1)
 FAILED = Entry("failed", "t1", "c1")
@@ -271,6 +272,10 @@ def test_readers_always_find_a_whole_index(root: Root, publisher: Publisher) -> 
         for number in range(1, 80):
             entries = {f"wf/{one}": READY for one in range(number % 7)}
             publisher.publish(f"c{number}", entries, ())
+            if number % 20 == 0:
+                # However seldom it gets its turn: it reads what is there now, and not only before and afterwards.
+                so_far = len(seen)
+                wait_for(lambda: len(seen) > so_far + 1 or wrong, message="nobody reads")  # noqa: B023 - called here
     finally:
         stop.set()
         reader.join()

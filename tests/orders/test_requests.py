@@ -15,18 +15,28 @@ import pytest
 from envfabric.store.files import Files
 from support import nursery
 from support.fabric import Fabric, RunningDaemon
+from support.saved import Saved
+from support.simple_index import SimpleIndex
 from support.waiting import wait_for
 from support.without_rights import obey_modes
 
 
-@pytest.fixture
-def published(fabric: Fabric) -> Fabric:
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, packages: SimpleIndex) -> Saved:
     """A fabric with two generations of one spec."""
-    for version in ("1.0", "2.0"):
-        fabric.repo.spec("wf/a", [f"gamma=={version}"])
-        fabric.repo.commit()
-        fabric.run_once()
-    return fabric
+
+    def make(fabric: Fabric) -> None:
+        for version in ("1.0", "2.0"):
+            fabric.repo.spec("wf/a", [f"gamma=={version}"])
+            fabric.repo.commit()
+            fabric.run_once()
+
+    return Saved(tmp_path_factory.mktemp("requests"), packages, make)
+
+
+@pytest.fixture
+def published(saved: Saved) -> Fabric:
+    return saved.again()
 
 
 def requests(fabric: Fabric, suffix: str = "json") -> list[Path]:

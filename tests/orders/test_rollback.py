@@ -14,6 +14,8 @@ from envfabric.store.pins import Pin, Pins
 from envfabric.store.root import Root
 from orders.conftest import Held
 from support.fabric import Fabric
+from support.saved import Saved
+from support.simple_index import SimpleIndex
 from support.waiting import wait_for
 
 KILLED_AT_THE_INDEX = """
@@ -30,6 +32,29 @@ def step(operation, path):
 daemon = Daemon(load_settings(Path(sys.argv[1]), {}), files=Files(step))
 daemon.carry_out(sys.argv[2], {"id": "wf/a"}, lambda: None)
 """
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory, packages: SimpleIndex) -> Saved:
+    """Nothing is served, and what most of these tests ask for is in the store: they are not about builds."""
+
+    def make(fabric: Fabric) -> None:
+        fabric.settings["prune"] = {"share": 1.0}
+        for number, wanted in enumerate(("alpha", "gamma==1.0", "gamma==2.0")):
+            fabric.repo.spec(f"warm/n{number}", [wanted])
+        fabric.repo.commit()
+        fabric.run_once()
+        fabric.repo.remove("warm")
+        fabric.repo.commit()
+        fabric.run_once()
+        del fabric.settings["prune"]
+
+    return Saved(tmp_path_factory.mktemp("orders"), packages, make)
+
+
+@pytest.fixture
+def fabric(warm: Saved) -> Fabric:
+    return warm.again()
 
 
 def lock_of(fabric: Fabric, number: int) -> bytes:
@@ -238,6 +263,7 @@ def test_folder_that_can_not_be_a_spec_is_not_rolled_back(held: Held) -> None:
 
 def test_nothing_published_yet(fabric: Fabric) -> None:
     """Before the first publication there is nothing to go back to: told, with exit code 1."""
+    Files().remove_tree(fabric.root)
     fabric.repo.spec("wf/a", ["alpha"])
     fabric.repo.commit()
     fabric.init()

@@ -11,22 +11,42 @@ from typing import Any
 import pytest
 
 from support.fabric import Fabric, RunningDaemon
+from support.saved import Saved
+from support.simple_index import SimpleIndex
 from support.waiting import wait_for
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, packages: SimpleIndex) -> Saved:
+    """Two specs of one closure, and a third of another."""
+
+    def make(fabric: Fabric) -> None:
+        fabric.repo.spec("wf/a", ["gamma==1.0"])
+        fabric.repo.spec("wf/b", ["gamma==1.0"])
+        fabric.repo.spec("wf/c", ["alpha"])
+        fabric.repo.commit()
+        fabric.run_once()
+
+    return Saved(tmp_path_factory.mktemp("drift"), packages, make)
+
+
+@pytest.fixture
+def fabric(saved: Saved) -> Fabric:
+    return saved.again()
 
 
 @pytest.fixture
 def daemon(fabric: Fabric) -> Iterator[RunningDaemon]:
-    """A daemon with two specs of one closure, a third of another, and a look five times a second."""
+    """A daemon on them, with a look five times a second."""
     fabric.settings["interval"] = 0.2
-    fabric.repo.spec("wf/a", ["gamma==1.0"])
-    fabric.repo.spec("wf/b", ["gamma==1.0"])
-    fabric.repo.spec("wf/c", ["alpha"])
-    fabric.repo.commit()
     with pytest.MonkeyPatch.context() as patch, fabric.daemon() as daemon:
         # Interpreters of closures run in these tests, and must write nothing into them.
         patch.setenv("PYTHONDONTWRITEBYTECODE", "1")
         daemon.wait_for_index(fabric.repo.head)
         daemon.wait_for_metric("envfabric_specs", 3, state="ready")
+        # What is gone before it has looked around is no drift, but what it finds at its start.
+        looked = "envfabric_reconcile_last_success_timestamp_seconds"
+        wait_for(lambda: daemon.metric(looked) > 0, message="it does not look around")
         yield daemon
 
 

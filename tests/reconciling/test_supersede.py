@@ -10,6 +10,8 @@ import pytest
 from envfabric.core.errors import Reason
 from support.children import Child, uv_children
 from support.fabric import Fabric, RunningDaemon
+from support.saved import Saved
+from support.simple_index import SimpleIndex
 from support.waiting import wait_for
 
 
@@ -84,10 +86,22 @@ def rewrite(fabric: Fabric, spec_id: str, requirements: list[str], table: str = 
     (fabric.repo.work / spec_id / "uv.lock").unlink(missing_ok=True)
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, packages: SimpleIndex) -> Saved:
+    """What all of them begin with is in the store."""
+
+    def make(fabric: Fabric) -> None:
+        fabric.repo.spec("wf/kept", ["alpha"])
+        fabric.repo.commit()
+        fabric.run_once()
+
+    return Saved(tmp_path_factory.mktemp("supersede"), packages, make)
+
+
 @pytest.fixture(params=["resolve", "build"])
-def hanging(request: pytest.FixtureRequest, fabric: Fabric) -> Iterator[Hanging]:
+def hanging(request: pytest.FixtureRequest, saved: Saved) -> Iterator[Hanging]:
     """Specs that hang in one of the two kinds of steps that uv takes part in, in all slots that there are."""
-    made = Hanging(fabric, request.param)
+    made = Hanging(saved.again(), request.param)
     with made.running():
         made.hang()
         yield made

@@ -194,7 +194,9 @@ class RunningDaemon:
 
     def metric(self, name: str, **labels: str) -> float:
         """One sample's value."""
-        for family in text_string_to_metric_families(self.get("/metrics")[1]):
+        # Whoever waits asks often, and of all lines these are few.
+        lines = [line for line in self.get("/metrics")[1].splitlines() if line.startswith(name)]
+        for family in text_string_to_metric_families("\n".join([*lines, ""])):
             for sample in family.samples:
                 if sample.name == name and sample.labels == labels:
                     return float(sample.value)

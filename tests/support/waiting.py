@@ -7,15 +7,24 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+_FIRST, _LATER, _LONGEST = 0.01, 0.05, 0.5
+"""Seconds between two questions: at the beginning, after a while, and where the question itself takes as long."""
+
+
 def wait_for(what: Callable[[], T | None], *, timeout: float = 60, message: str) -> T:
-    """Ask `what` every 10 ms until its answer is truthy, and return that answer."""
-    deadline = time.monotonic() + timeout
+    """Ask `what` again and again until its answer is truthy, and return that answer.
+
+    What is asked for is worked on by this machine, too: the longer it takes, the seldomer it is asked, and a question
+    that takes long itself is followed by as long a pause.
+    """
+    pause, deadline = _FIRST, time.monotonic() + timeout
     while True:
         # The clock is read first: a slow last question still counts if it is answered with yes.
-        late = time.monotonic() >= deadline
+        asked = time.monotonic()
         value = what()
         if value:
             return value
-        if late:
+        if asked >= deadline:
             raise AssertionError(f"{message} (after {timeout:g} s; last value: {value!r})")
-        time.sleep(0.01)
+        time.sleep(max(pause, min(time.monotonic() - asked, _LONGEST)))
+        pause = min(pause * 1.1, _LATER)
