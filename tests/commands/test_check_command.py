@@ -147,6 +147,16 @@ def test_outside_of_git_a_folder_is_walked(fabric: Fabric, run: Run) -> None:
     assert "1 spec, no problems" in run("check", "plain", cwd=fabric.folder).stdout
 
 
+def test_in_a_folder_it_means_that_folder(fabric: Fabric, run: Run) -> None:
+    """At the top all specs, in a workflow's folder that workflow, in a spec's folder that spec; with `.` the same."""
+    for spec_id in ("wf/a", "wf/b", "other/c"):
+        fabric.repo.spec(spec_id, ["alpha"])
+    for folder, count in (("", "3 specs"), ("wf", "2 specs"), ("wf/a", "1 spec")):
+        for arguments in ((), (".",)):
+            done = run("check", *arguments, cwd=fabric.repo.work / folder)
+            assert f"{count}, no problems" in done.stdout
+
+
 @pytest.mark.parametrize("arguments", [("nowhere",), (".",), ("--config", "nowhere.toml")])
 def test_wrong_usage_is_two(fabric: Fabric, run: Run, arguments: tuple[str, ...]) -> None:
     """A folder that is not there or has no spec, settings that can't be read: CI does not go on as if all were good."""

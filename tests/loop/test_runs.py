@@ -29,7 +29,15 @@ def by_way_of_another(claims: Claims) -> None:
         raise ValueError("told in other words") from error
 
 
-@pytest.mark.parametrize("step", [direct, by_way_of_another])
+def from_itself(claims: Claims) -> None:
+    """A step whose failure was raised from itself."""
+    try:
+        direct(claims)
+    except OSError as error:
+        raise error from error
+
+
+@pytest.mark.parametrize("step", [direct, by_way_of_another, from_itself])
 def test_failed_step_gives_back_its_claims(step: Callable[[Claims], None]) -> None:
     """At once, and not when the garbage collector comes: a collection would leave alone what nobody uses."""
     claims, failed = Claims(), []

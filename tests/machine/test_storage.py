@@ -192,7 +192,7 @@ def test_a_root_that_hangs(machine: Machine, short_watchdog: None) -> None:
         wait_for(killed, timeout=BOUND, message="the watchdog did not end it")
         assert [line for line in machine.journal("-u", UNIT) if "Watchdog timeout" in line]
         assert machine.show(UNIT, "ActiveState") == "deactivating"
-        assert re.search(r"^State:\s+D", machine.shell(f"cat /proc/{pid}/status"), re.MULTILINE)
+        assert re.search(r"^State:\s+D", machine.shell(f"cat /proc/{pid}/task/*/status"), re.MULTILINE)
     finally:
         machine.run("fsfreeze", "--unfreeze", "/srv/disk")
     wait_for_spec(machine, "jobs/frozen")

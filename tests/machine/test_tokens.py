@@ -68,7 +68,8 @@ def test_a_token_is_seen_by_uv_alone(machine: Machine, private_index: SimpleInde
         arguments = found(machine, "/proc/[0-9]*/cmdline")
     finally:
         held.set()
-    assert holders == {"uv"}
+    # One that has ended meanwhile has no name.
+    assert holders - {""} == {"uv"}
     assert arguments == []
     wait_for_spec(machine, "jobs/private")
     machine.shell("/mnt/nas/envs/jobs/private/.venv/bin/python -c 'import our_package'")

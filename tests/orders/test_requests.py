@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,6 +57,20 @@ class Begun:
     said: Path
 
 
+_begun: list[Begun] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_goes_on() -> Iterator[None]:
+    """A command that a failed test left would carry out its order in the next one's fabric, which has the same path."""
+    yield
+    for one in _begun:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait(timeout=60)
+    _begun.clear()
+
+
 def begin(fabric: Fabric, *words: str) -> Begun:
     """Starts a command."""
     said = fabric.folder / f"said-{len(list(fabric.folder.glob('said-*')))}"
@@ -67,7 +82,8 @@ def begin(fabric: Fabric, *words: str) -> Begun:
             stdout=file,
             stderr=file,
         )
-    return Begun(process, said)
+    _begun.append(Begun(process, said))
+    return _begun[-1]
 
 
 def answered(command: Begun, expect: int) -> str:

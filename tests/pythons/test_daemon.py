@@ -96,6 +96,25 @@ def test_it_goes_with_what_was_made_from_it(fabric: Fabric, archive: Path) -> No
         )
 
 
+def test_mirror_that_has_it_not_is_told_and_holds_up_nobody(fabric: Fabric, archive: Path) -> None:
+    """The spec that wants the Python fails with the mirror's answer, another is served, and the daemon goes on."""
+    other = f"3.{int(MINOR.split('.')[1]) + 1}"
+    with Served(archive).running() as served:
+        listed = write_list(fabric.folder, f"http://{served.host}/gone.tar.gz", "0" * 64, f"{other}.99")
+        fabric.settings |= {"python_downloads": "automatic", "python_downloads_json_url": str(listed)}
+        fabric.repo.spec("waits/a", ["alpha"], requires_python=f">={other}")
+        fabric.repo.spec("wf/one", ["alpha"], table=f'[tool.envfabric]\npython = "{MINOR}"')
+        first = fabric.repo.commit()
+        with fabric.daemon() as daemon:
+            entries = daemon.wait_for_index(first)["environments"]
+            assert entries["waits/a"]["error"]["reason"] == "fetch", entries["waits/a"]
+            assert "404" in entries["waits/a"]["error"]["message"]
+            assert entries["wf/one"]["state"] == "ready"
+            fabric.repo.spec("wf/two", ["alpha"], table=f'[tool.envfabric]\npython = "{MINOR}"')
+            assert daemon.wait_for_index(fabric.repo.commit())["environments"]["wf/two"]["state"] == "ready"
+        assert served.asked
+
+
 def test_mirror_that_hangs_holds_up_nobody_else(fabric: Fabric, archive: Path) -> None:
     """More specs wait for a Python than there are threads for any step: one that needs none is served meanwhile.
 

@@ -254,6 +254,22 @@ def test_a_generation_that_cannot_be_read_keeps_all(world: World) -> None:
     assert world.collect().pythons == [] and OLD in names(world.root)
 
 
+@pytest.mark.parametrize(
+    "spoilt", [None, [], {"interpreter": {"path": "/a\0b"}}], ids=["null", "list", "nul"]
+)
+def test_a_generation_that_a_hand_has_spoilt_holds_up_nobody(world: World, spoilt: object) -> None:
+    """Nothing can be built again from it; a collection goes on, and through."""
+    world.collect()
+    world.collect()
+    pass_by(world.root, OLD)
+    path = world.root.generations / "wf/b/1/metadata.json"
+    known = json.loads(path.read_bytes())
+    path.parent.chmod(0o755)
+    path.unlink()
+    path.write_text(json.dumps(known | {"closure": spoilt}))
+    assert world.collect().pythons == [OLD]
+
+
 def test_a_closure_by_the_link_for_a_minor_version(world: World) -> None:
     """Earlier releases made some so: what they run on is what the link leads to, now."""
     root = world.root

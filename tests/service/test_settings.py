@@ -1,6 +1,7 @@
 """Settings: where they come from, which source wins, and what is said of a wrong one."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,24 @@ def test_wrong_value_names_its_setting(text: str, setting: str) -> None:
     """A value that can't be used is refused at the start, by its setting's name."""
     write(text)
     with pytest.raises(ConfigError, match=rf"^{setting} = "):
+        load_settings(None, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("index = 'htp:/x'", "must be an https://, http:// or file:// address, or an absolute path"),
+        ("[ray]\nversion = '2'", "must be a version in full, such as 2.60.0"),
+        ("[ray]\npython = '3.11'", "must be a Python's version in full, such as 3.11.7"),
+        ("[ray]\nrequired = 'perhaps'", "must be true or false, without quotes"),
+        ("gc = '3'", "must be a table"),
+        ("listen = 'localhost'", "must be HOST:PORT, such as 127.0.0.1:9466"),
+    ],
+)
+def test_wrong_value_is_told_with_what_is_allowed(text: str, words: str) -> None:
+    """In words for the one who wrote the file; an index that uv would take for a folder of its own is none."""
+    write(text)
+    with pytest.raises(ConfigError, match=rf": {re.escape(words)} \(settings: "):
         load_settings(None, {})
 
 

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,8 +160,11 @@ def test_its_thread_tells_until_it_is_closed(channel: socket.socket) -> None:
 def test_without_systemd_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Started by hand there is no watchdog, and the heartbeat is known all the same."""
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    before = set(threading.enumerate())
     watch = Watchdog(Notifier(), lambda: "writing")
     watch.start()
+    # Threads of other tests may end meanwhile.
+    assert {one.name for one in set(threading.enumerate()) - before} == set()
     watch.beat()
     assert time.monotonic() - watch.heartbeat < 60
 

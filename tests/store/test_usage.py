@@ -137,6 +137,21 @@ def test_a_count_says_how_far_it_is(filled: Root) -> None:
     assert told == [(number, 4) for number in range(4)]
 
 
+def test_somebody_elses_folder_is_passed_over(filled: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder in store/ that is closed to the daemon is no closure, and ends no start."""
+    before = loaded(filled).totals()
+    (filled.store / "d5").mkdir()
+    look = usage_module._inode
+
+    def refused(path: Path) -> int | None:
+        if path.parent.name == "d5":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return look(path)
+
+    monkeypatch.setattr(usage_module, "_inode", refused)
+    assert loaded(filled).totals() == before
+
+
 def test_closure_counts_once(filled: Root) -> None:
     """Adding a closure again, or loading again, changes nothing."""
     usage = loaded(filled)

@@ -8,6 +8,7 @@ tests share one, tests/conftest.py gives them to one worker.
 import shutil
 import subprocess
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 from support.fabric import Fabric
@@ -28,11 +29,11 @@ class Saved:
     def again(self) -> Fabric:
         """The fabric as it was; what a test did to the last one is gone."""
         fabric = self._fabric
-        subprocess.run(["chmod", "-R", "u+w", fabric.folder], check=True)
+        subprocess.run(["chmod", "-R", "u+rwX", fabric.folder], check=True)
         shutil.rmtree(fabric.folder)
         _copy(self._kept, fabric.folder)
         return Fabric(
-            fabric.folder, fabric.packages, fabric.repo, dict(fabric.settings), dict(fabric.variables)
+            fabric.folder, fabric.packages, fabric.repo, deepcopy(fabric.settings), dict(fabric.variables)
         )
 
 

@@ -124,9 +124,9 @@ class Interpreters:
         can't be looked at, or does not start: another one would be kept for good.
         """
         key = f"{request.text or self._default + '?'}|{request.requires}"
-        if key in self._chosen:
+        if (known := self._chosen.get(key)) is not None:
             # Without the lock: known content does not wait while another request's interpreters are tried.
-            return self._chosen[key]
+            return known
         found = self._look(key, request, missing=self._pythons is not None)
         if found is None and self._pythons is not None:
             # Without the lock, too: a download takes minutes, and others may need none.

@@ -146,12 +146,15 @@ class Pythons:
             # Pythons are asked for by few threads, and each that waits here is one less for others: a mirror that
             # hangs gets a sixth of their time.
             ended = time.monotonic()
-            told = error
-            if error.reason is Reason.TIMEOUT:
-                # Said by what ended it, which does not know what it was waiting for.
-                more = f"{error.message} See whether {self._from()} answers."
-                told = SpecError(error.reason, more, error.output)
-            self._failed[what] = ended + max(_OFFER_AGE, 5 * (ended - began)), told
+            again = ended + max(_OFFER_AGE, 5 * (ended - began))
+            if error.reason is not Reason.TIMEOUT:
+                self._failed[what] = again, error
+                raise
+            # Said by what ended it, which does not know what it was waiting for.
+            told = SpecError(
+                error.reason, f"{error.message} See whether {self._from()} answers.", error.output
+            )
+            self._failed[what] = again, told
             raise told from error
 
     def _present(self, key: str) -> bool:

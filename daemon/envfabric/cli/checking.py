@@ -32,7 +32,9 @@ def check(
 ) -> None:
     """Lint specs without building: offline, executing nothing. Exits 0 if all are good, 1 otherwise."""
     settings = load_settings(config, {})
-    folder, below = (specs_folder(None, settings), "") if path is None else _meant(path)
+    given = specs_folder(None, settings, how="name it: envfabric check PATH") if path is None else path
+    # The settings' folder of specs is one, whatever is in it; this folder may be a workflow's or a spec's.
+    folder, below = (given, "") if path is None and given != Path.cwd() else _meant(given)
     folder = folder.resolve()
     linted = lint(folder, below, settings)
     if not linted.count and not linted.findings:

@@ -33,22 +33,29 @@ def run_demo(folder: Path) -> None:
     logs.configure(settings.log_level)
     daemon = Daemon(settings)
     told = False
+    page = ""
+
+    def on_start(url: str) -> None:
+        nonlocal page
+        page = f"page:  {url}/"
+        typer.echo(f"specs: {specs}\nindex: {daemon.root.index}\n{page}")
 
     def on_round() -> None:
         nonlocal told
         progress.update()
         reconciler = daemon.reconciler
         index = reconciler.published if reconciler else None
-        if reconciler and reconciler.board.revision and index and index.complete and not told:
+        # What the last demo published may be of an older commit.
+        newest = reconciler.board.revision if reconciler else None
+        if newest and index and index.complete and index.revision == newest and not told:
             told = True
             progress.close()
             show.summary(index, daemon.root)
+            typer.echo(page)
             _tell_what_next(specs, nas)
 
     with Progress(daemon) as progress:
-        daemon.run(
-            lambda url: typer.echo(f"specs: {specs}\nindex: {daemon.root.index}\npage:  {url}/"), on_round
-        )
+        daemon.run(on_start, on_round)
 
 
 def example_specs() -> Path:

@@ -130,7 +130,7 @@ def _table(index: Mapping[str, Any], used: Mapping[str, Any] | None) -> None:
         colour = _COLOURS.get(entry["state"], "")
         table.add_row(
             spec_id,
-            f"[{colour}]{entry['state']}[/]",
+            f"[{colour}]{entry['state']}[/]{_holds(entry)}",
             str(entry["generation"] or "-"),
             entry["python_version"] or "-",
             entry["ray_version"] or "-",
@@ -144,6 +144,12 @@ def _table(index: Mapping[str, Any], used: Mapping[str, Any] | None) -> None:
         _users(used, lambda one: _some(one["serves"]) if one["serves"] else "no spec", most=_MOST)
     whole = "complete" if index["complete"] else "under way"
     out.print(f"revision {index['revision']}, sequence {index['sequence']}, {whole}")
+
+
+def _holds(entry: Mapping[str, Any]) -> str:
+    """What keeps a spec where it is, whatever is committed."""
+    words = [word for word in ("pinned", "suspended") if entry[word]]
+    return f" ({', '.join(words)})" if words else ""
 
 
 def _users(
@@ -202,10 +208,9 @@ def _details(
     error = entry["error"] or {}
     made = closure or {}
     shared = made.get("shared_with", [])
-    words = [word for word in ("pinned", "suspended") if entry[word]]
     rows = {
         "id": spec_id,
-        "state": entry["state"] + (f" ({', '.join(words)})" if words else ""),
+        "state": entry["state"] + _holds(entry),
         "python": index["python"].get(spec_id),
         "generation": entry["generation"],
         "closure": made.get("name"),

@@ -157,8 +157,8 @@ def lock(
     _written(folder, ["uv.lock"])
 
 
-def specs_folder(given: Path | None, settings: Settings) -> Path:
-    """The folder of specs that is meant. Raises `ConfigError`."""
+def specs_folder(given: Path | None, settings: Settings, how: str = "give --specs DIR") -> Path:
+    """The folder of specs that is meant; `how` another one is named. Raises `ConfigError`."""
     if given is not None:
         if not given.is_dir():
             raise ConfigError(f"--specs {given}: there is no such folder.")
@@ -168,9 +168,9 @@ def specs_folder(given: Path | None, settings: Settings) -> Path:
     # A URL is no folder, either.
     source = Path(settings.repo) if settings.repo is not None and Path(settings.repo).is_dir() else None
     if top is None:
-        hint = f" The settings' repo is on this machine: --specs {source / settings.path}." if source else ""
+        hint = f" The settings' repo is on this machine: {source / settings.path}." if source else ""
         raise ConfigError(
-            f"{here} is in no git work tree. Go to the folder of specs in your clone, or give --specs DIR.{hint}"
+            f"{here} is in no git work tree. Go to the folder of specs in your clone, or {how}.{hint}"
         )
     if settings.path and here == top and source is not None and source.resolve() == top:
         return top / settings.path

@@ -247,7 +247,8 @@ class Orders:
                     False, f"{spec_id} {told}, but {entry.error.reason}: {entry.error.message}", data
                 )
             ok = entry.pinned == (pin is not None)
-            return Answer(ok, f"{spec_id} {told}; it serves generation {entry.generation}", data)
+            until = " until the spec's next change, or `unpin`" if ok and pin is not None else ""
+            return Answer(ok, f"{spec_id} {told}{until}; it serves generation {entry.generation}", data)
 
         return poll
 

@@ -62,10 +62,7 @@ class Runs:
                         self._board.fail(ref.id, error)
                 # Its frames hold the step's claims, and by the future themselves: given back now, and not when the
                 # garbage collector happens to come.
-                told: BaseException | None = error
-                while told is not None:
-                    traceback.clear_frames(told.__traceback__)
-                    told = told.__cause__ or told.__context__
+                _clear(error)
 
         future = self._pool.submit(work)
         future.add_done_callback(lambda ended: self._post(partial(guarded, ended)))
@@ -104,3 +101,14 @@ class Runs:
     def close(self) -> None:
         """Lets nothing begin any more and waits for what runs."""
         self._pool.shutdown(cancel_futures=True)
+
+
+def _clear(error: BaseException) -> None:
+    """Has the frames of an error, and of those that led to it, let go of what they hold."""
+    seen: set[int] = set()
+    told: BaseException | None = error
+    # Whoever raises an error from itself makes a ring of it.
+    while told is not None and id(told) not in seen:
+        seen.add(id(told))
+        traceback.clear_frames(told.__traceback__)
+        told = told.__cause__ or told.__context__

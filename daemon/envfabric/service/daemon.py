@@ -312,6 +312,7 @@ class Daemon:
         if not self._source.present:
             return "waiting for the first fetch of the spec repository"
         if self._source.remote:
+            self._watchdog.declare(f"waiting for {self.root.path}")
             try:
                 self._check_source()
             except (SourceError, ConfigError, StoreError, OSError) as error:
@@ -345,7 +346,9 @@ class Daemon:
         return first_commit(self.repository, self.root, remote=self._source.remote, adopt=self._adopt)
 
     def _published(self) -> Index | None:
-        return self._publisher.published if self._publisher else self._standby.seen
+        # Read once: other threads ask, and a turn may end meanwhile.
+        publisher = self._publisher
+        return publisher.published if publisher else self._standby.seen
 
     def _say(self, state: str, *, ready: bool = False) -> None:
         """What `systemctl status` shows from now on; with `ready`, also that the start is over."""

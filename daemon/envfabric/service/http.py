@@ -189,7 +189,7 @@ class HttpServer:
         data, tag = self._page.get(index, sizes, writing=writing, packed=packed, rows=rows, known=known)
         more = [("ETag", tag), ("Vary", "Accept-Encoding")]
         if data is None:
-            return _reply(start, "304 Not Modified", b"", more=more)
+            return _reply(start, "304 Not Modified", b"", policy=POLICY, more=more)
         more += [("Content-Encoding", "gzip")] if packed else []
         kind = "application/json" if rows else "text/html; charset=utf-8"
         return _reply(start, "200 OK", data, kind, policy=POLICY, more=more)

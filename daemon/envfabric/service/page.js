@@ -265,7 +265,7 @@
     // Nothing moves under the eyes of whoever reads details or has marked a text to copy it.
     if (!document.hidden && !dialog.open && getSelection().isCollapsed) {
       try {
-        const answer = await fetch("rows.json", { headers: { "If-None-Match": tag } });
+        const answer = await fetch("rows.json", { headers: { "If-None-Match": tag }, signal: AbortSignal.timeout(60000) });
         if (answer.status === 200) {
           const from = await answer.json();
           if (from.script !== data.script) return location.reload();

@@ -25,7 +25,7 @@ from envfabric.client.index import find_config
 from envfabric.core.errors import ConfigError, redact
 from envfabric.specs.addresses import parse_address
 from envfabric.specs.policy import UV_KEYS
-from envfabric.specs.table import nearest
+from envfabric.specs.table import in_words, nearest
 
 PREFIX = "ENVFABRIC_"
 _OTHER_VARIABLES = {"CONFIG"}
@@ -62,9 +62,24 @@ def _moment(text: str) -> str:
 
 def _version(text: str) -> str:
     try:
-        Version(text)
+        full = re.match(r"\d+\.\d+\.\d+", text) and Version(text)
     except InvalidVersion:
-        raise ValueError("must be a version in full, such as 2.60.0") from None
+        full = None
+    if not full:
+        raise ValueError("must be a version in full, such as 2.60.0")
+    return text
+
+
+def _python(text: str) -> str:
+    if not re.fullmatch(r"3\.\d+\.\d+", text, re.ASCII):
+        raise ValueError("must be a Python's version in full, such as 3.11.7")
+    return text
+
+
+def _index(text: str) -> str:
+    # uv takes anything else for a folder below the one that it runs in, and finds no package there.
+    if not re.match(r"/|https?://|file://", text):
+        raise ValueError("must be an https://, http:// or file:// address, or an absolute path")
     return text
 
 
@@ -73,9 +88,9 @@ class RaySettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+\S*$"), AfterValidator(_version)] | None = None
+    version: Annotated[str, AfterValidator(_version)] | None = None
     """The cluster's Ray, in full, such as 2.60.0."""
-    python: Annotated[str, Field(pattern=r"^3\.\d+\.\d+$"), AfterValidator(_version)] | None = None
+    python: Annotated[str, AfterValidator(_python)] | None = None
     """The cluster's Python, in full, such as 3.11.7: the default of specs that require Ray, which get its minor."""
     required: bool = False
     """Whether a spec that says nothing must contain Ray."""
@@ -222,7 +237,7 @@ class Settings(BaseSettings):
     """Whether environments get compiled bytecode, each source compiled once for all of them."""
     build_timeout: Annotated[float, Field(gt=0)] = 1800.0
     """Seconds after which a resolution or build is ended, with all its processes."""
-    index: str | None = None
+    index: Annotated[str, AfterValidator(_index)] | None = None
     """The default package index where the daemon resolves; uv's own by default."""
     exclude_newer: Annotated[str, AfterValidator(_moment)] | None = None
     """Releases of this moment and later are not taken where the daemon resolves; a date, or date and time with zone."""
@@ -334,4 +349,4 @@ def _explain(error: ValidationError, file: Path | None) -> str:
         return f"{where} is not a known setting; {nearest(loc[-1], list(fields))}{source}"
     # Redacted before it is cut: half of a URL no longer looks like one.
     shown = redact(re.sub(r"\s+", " ", str(first.get("input", ""))))[:80]
-    return redact(f"{where} = {shown!r}: {first['msg']}{source}")
+    return redact(f"{where} = {shown!r}: {in_words(first)}{source}")

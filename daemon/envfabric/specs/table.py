@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -52,6 +53,16 @@ class SpecTable(BaseModel):
     runtime_env: RuntimeEnv = Field(default_factory=RuntimeEnv, alias="runtime-env")
 
 
+_IN_WORDS = dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false, without quotes")
+_IN_WORDS |= dict.fromkeys(("int_type", "int_parsing", "float_type", "float_parsing"), "must be a number")
+_IN_WORDS |= dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "must be a table")
+_IN_WORDS |= {
+    "string_type": "must be a text, in quotes",
+    "list_type": 'must be a list, such as ["one", "two"]',
+}
+"""By pydantic's types of errors: its own words are for those who write programs."""
+
+
 def read_table(raw: Any) -> SpecTable:
     """The checked table. Raises `ValueError` whose text names the key, and the nearest known one."""
     if not isinstance(raw, dict):
@@ -69,6 +80,11 @@ def nearest(unknown: str, known: list[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else f"known keys are: {', '.join(known)}"
 
 
+def in_words(found: Mapping[str, Any]) -> str:
+    """What is wrong with one value, for the one who wrote it in a TOML file."""
+    return _IN_WORDS.get(found["type"]) or str(found["msg"]).removeprefix("Value error, ")
+
+
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(["tool.envfabric", *(shown(str(part), 60) for part in first["loc"])])
@@ -76,4 +92,4 @@ def _explain(error: ValidationError) -> str:
         model: type[BaseModel] = RuntimeEnv if len(first["loc"]) > 1 else SpecTable
         known = [info.alias or name for name, info in model.model_fields.items()]
         return f"{where} is not a known key; {nearest(str(first['loc'][-1]), known)}"
-    return f"{where}: {first['msg']}"
+    return f"{where}: {in_words(first)}"

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from envfabric.store.claims import Claims
 from envfabric.store.generations import Generations
@@ -127,8 +128,15 @@ class Bases:
                 used.setdefault(python, closure)
         if self._rules.scan:
             for name, process in running(self._root).pythons.items():
-                # A command line may have uv's link for the minor version.
-                if (python := leads(str(self._root.pythons / name))) is not None:
+                try:
+                    # A command line may have uv's link for the minor version.
+                    python = leads(str(self._root.pythons / name))
+                except OSError as error:
+                    if error.errno != errno.ENAMETOOLONG:
+                        raise
+                    # Anybody's command line may have anything in it.
+                    continue
+                if python is not None:
                     used.setdefault(python, f"process {process} of this host")
         return used
 
@@ -245,6 +253,8 @@ def _leads(root: Root, path: str) -> str | None:
 def _base(generations: Generations, spec_id: str, number: int) -> str | None:
     """The path of the interpreter that a generation was made with. Raises `OSError`."""
     known = generations.read(spec_id, number)
-    interpreter = known.closure.get("interpreter") if known is not None else None
+    closure: Any = known.closure if known is not None else None
+    # A hand may have spoilt it: it can't be built again from what is there.
+    interpreter = closure.get("interpreter") if isinstance(closure, dict) else None
     path = interpreter.get("path") if isinstance(interpreter, dict) else None
-    return path if isinstance(path, str) else None
+    return path if isinstance(path, str) and "\0" not in path else None

@@ -341,7 +341,8 @@ def _walk(top: str) -> Iterable[os.stat_result]:
     waiting = [top]
     while waiting:
         here = waiting.pop()
-        with contextlib.suppress(FileNotFoundError):
+        # Gone meanwhile; or somebody else's, which can't be counted.
+        with contextlib.suppress(FileNotFoundError, PermissionError):
             status = os.lstat(here)
             yield status
             if stat.S_ISDIR(status.st_mode):

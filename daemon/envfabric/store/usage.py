@@ -49,11 +49,12 @@ class Usage:
         Without `keep` what was counted anew is not written down: for those who only look.
         """
         # Listed first: a NAS that is away for a moment does not turn the count to nothing.
-        present = {
-            digest: inode
-            for digest in sorted(os.listdir(self._root.store))
-            if (inode := _inode(self._root.closure(digest) / "metadata.json")) is not None
-        }
+        present = {}
+        for digest in sorted(os.listdir(self._root.store)):
+            # A folder that is closed to this process is somebody else's: a closure is open to all.
+            with contextlib.suppress(PermissionError):
+                if (inode := _inode(self._root.closure(digest) / "metadata.json")) is not None:
+                    present[digest] = inode
         self._links.clear()
         self._logical.clear()
         self._physical = 0
