@@ -167,6 +167,16 @@ def test_paths_for_people_follow(root: Root, publisher: Publisher) -> None:
     assert os.listdir(root.envs) == []
 
 
+def test_doubted_path_of_a_spec_that_goes_is_removed(root: Root, publisher: Publisher) -> None:
+    """A path that was to be flipped back when its spec was removed goes with it, whether it is there or not."""
+    publisher.publish("c1", {"wf/a": READY, "wf/b": READY, "wf/c": READY}, ())
+    (root.envs / "wf/b").unlink()
+    publisher.doubt_links(["wf/a", "wf/b"])
+    assert (publisher.linked("wf/a"), publisher.linked("wf/c")) == (None, READY.generation)
+    publisher.publish("c2", {"wf/c": READY}, ())
+    assert paths(root) == ["wf/c"]
+
+
 def test_paths_of_specs_long_gone_are_removed(root: Root, publisher: Publisher, writer: Writer) -> None:
     """A restart learns which paths there are, and its next publication removes what nobody serves."""
     publisher.publish("c1", {"wf/a": READY, "wf/b": READY}, ())

@@ -33,6 +33,9 @@ FLIPPERS, MANY_LINKS = 16, 32
 AT_ONCE = 200
 """Links that are changed between two looks at whether this is still the writer."""
 
+_ELSEWHERE = -1
+"""In place of the generation to which a link leads: it is not known, and none that is."""
+
 
 class Publisher:
     """Publishes the index of one ROOT. Belongs to the loop's thread."""
@@ -88,8 +91,14 @@ class Publisher:
     def doubt_links(self, spec_ids: Iterable[str]) -> None:
         """Has links under envs/ flipped back that somebody has changed."""
         for spec_id in spec_ids:
-            self._linked.pop(spec_id, None)
+            # Not forgotten: where the spec is removed before this comes to it, whatever is there goes, too.
+            self._linked[spec_id] = _ELSEWHERE
         self.want(outcome=True)
+
+    def linked(self, spec_id: str) -> int | None:
+        """The generation to which a path for people was flipped last; None where none was."""
+        number = self._linked.get(spec_id)
+        return None if number == _ELSEWHERE else number
 
     def want(self, *, outcome: bool, at_once: bool = False) -> None:
         """Asks for a publication: of an outcome, or within the interval of mere progress.
@@ -243,7 +252,7 @@ class Publisher:
                 if link.is_symlink():
                     spec_id = f"{flow.name}/{link.name}"
                     # One that leads elsewhere is none of these, and is flipped with the next publication.
-                    self._linked[spec_id] = self._generations.linked(spec_id) or -1
+                    self._linked[spec_id] = self._generations.linked(spec_id) or _ELSEWHERE
 
 
 def _scan(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:

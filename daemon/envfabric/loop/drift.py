@@ -96,15 +96,19 @@ class Drift:
             self._round = sorted(self._board.entries, reverse=True)
             self._forget()
         part: dict[str, Serving] = {}
+        flipped = set()
         while self._round and len(part) < AT_ONCE:
             spec_id = self._round.pop()
             entry = self._board.entries.get(spec_id)
             # What is being worked on changes under way.
             if entry is not None and entry.serving is not None and not self._work.has(spec_id):
                 part[spec_id] = Serving(entry.serving, entry.generation)
+                # What is not published yet has a link that leads to what was before, as it should.
+                if entry.generation is not None and self._publisher.linked(spec_id) == entry.generation:
+                    flipped.add(spec_id)
         if part:
             self._under_way = True
-            future = self._pool.submit(self._look, part)
+            future = self._pool.submit(self._look, part, flipped)
             future.add_done_callback(lambda ended: self._post(partial(self._looked, ended)))
 
     def close(self) -> None:
@@ -127,7 +131,7 @@ class Drift:
 
     # In the round's own thread: only this one reads and writes the stamps while it is under way.
 
-    def _look(self, part: dict[str, Serving]) -> _Seen:
+    def _look(self, part: dict[str, Serving], flipped: set[str]) -> _Seen:
         self._root.require_marker()
         seen = _Seen()
         for name in sorted({one.name for one in part.values() if one.name}):
@@ -144,7 +148,7 @@ class Drift:
                 continue
             if self._other_folder(spec_id, serves.generation, serves.name):
                 seen.folders[spec_id] = serves
-            if self._generations.linked(spec_id) != serves.generation:
+            if spec_id in flipped and self._generations.linked(spec_id) != serves.generation:
                 seen.links.append(spec_id)
         return seen
 
