@@ -150,7 +150,7 @@ class Demo:
 
     def metric(self, name: str) -> float:
         """One value from the page that the demo has printed."""
-        (url,) = [line.split()[1] for line in self.printed if line.startswith("page:")]
+        (url,) = {line.split()[1] for line in self.printed if line.startswith("page:")}
         with urllib.request.urlopen(f"{url}metrics", timeout=60) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
         (value,) = [one.value for family in families for one in family.samples if one.name == name]
