@@ -18,6 +18,9 @@ def kind_of(root: Path, operation: str, path: Path) -> str:
         return f"{operation} outside ROOT"
     if not parts:
         return f"{operation} ROOT"
+    if operation == "remove" and parts[0] == "staging" and len(parts) == 3 and _HEX.fullmatch(parts[1]):
+        # One step whichever it is: which of them a killed daemon has left is chance.
+        return "remove staging/<build>/<part>"
     return f"{operation} {_role(parts)}"
 
 

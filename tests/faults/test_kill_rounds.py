@@ -153,6 +153,7 @@ def test_kinds_without_a_hit_come_first() -> None:
         ("mkdir", "staging/0123456789abcdef0123/closure", "mkdir staging/<build>/closure"),
         ("rename", "generations/wf/a/12", "rename generations/<workflow>/<node>/<n>"),
         ("remove", "staging/.index.json.0123456789abcdef0123", "remove staging/<file>"),
+        ("remove", "staging/0123456789abcdef0123/asking-0", "remove staging/<build>/<part>"),
         ("link", "locks/epoch-12", "link locks/epoch-<n>"),
         ("write", "state/pins/wf/a.json", "write state/pins/*"),
         ("link", "staging/probe-0123456789abcdef/12", "link staging/ by the probe"),
