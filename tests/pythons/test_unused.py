@@ -241,16 +241,21 @@ def test_a_kill_at_any_step_leaves_it_or_takes_it_whole(world: World) -> None:
     assert kills >= 4
 
 
+def rewrite(world: World, **changed: object) -> None:
+    """Has a generation say something else, as a hand or a newer release would."""
+    path = world.root.generations / "wf/b/1/metadata.json"
+    known = json.loads(path.read_bytes())
+    path.parent.chmod(0o755)
+    path.unlink()
+    path.write_text(json.dumps(known | changed))
+
+
 def test_a_generation_that_cannot_be_read_keeps_all(world: World) -> None:
     """What a newer release has written may need any of them."""
     world.collect()
     world.collect()
     pass_by(world.root, OLD)
-    path = world.root.generations / "wf/b/1/metadata.json"
-    known = json.loads(path.read_bytes())
-    path.parent.chmod(0o755)
-    path.unlink()
-    path.write_text(json.dumps({"schema": 99} | {name: known[name] for name in known if name != "schema"}))
+    rewrite(world, schema=99)
     assert world.collect().pythons == [] and OLD in names(world.root)
 
 
@@ -262,11 +267,7 @@ def test_a_generation_that_a_hand_has_spoilt_holds_up_nobody(world: World, spoil
     world.collect()
     world.collect()
     pass_by(world.root, OLD)
-    path = world.root.generations / "wf/b/1/metadata.json"
-    known = json.loads(path.read_bytes())
-    path.parent.chmod(0o755)
-    path.unlink()
-    path.write_text(json.dumps(known | {"closure": spoilt}))
+    rewrite(world, closure=spoilt)
     assert world.collect().pythons == [OLD]
 
 
